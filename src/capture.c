@@ -1,0 +1,629 @@
+/*-------------------------------------------------------------------------
+ *
+ * capture.c
+ *		Row and TRUNCATE triggers: keys of changed rows, packed in backend
+ *		memory, written to the queue just before the transaction commits.
+ *
+ * Nothing in here may make a writer fail or wait for want of anything of
+ * ours: what cannot be packed becomes a mark that has the worker look at the
+ * whole table again.
+ *
+ * Keys are kept per subtransaction level.  A level that commits hands its
+ * keys to its parent, one that aborts drops them, and an early flush writes
+ * only the current level's, as rows of that very subtransaction; so a
+ * rollback to a savepoint takes back exactly the keys of what it undoes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "crate_sync.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "capture.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_trigger.h"
+#include "commands/trigger.h"
+#include "executor/tuptable.h"
+#include "key.h"
+#include "live.h"
+#include "queue.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/rel.h"
+#include "worker.h"
+
+PG_FUNCTION_INFO_V1(crate_sync_capture);
+
+/* a level's keys beyond this many bytes are flushed before its end */
+#define CAPTURE_FLUSH_BYTES (256 * 1024)
+
+/* what a backend remembers of a relation that has our trigger */
+typedef struct CaptureRel
+{
+	Oid			relid;			/* hash key */
+	bool		valid;
+	Oid			root;			/* topmost relation with the trigger */
+	KeyLayout	layout;			/* ncols 0: a key column is missing */
+} CaptureRel;
+
+/* keys of one mirrored table at one level */
+typedef struct Pending
+{
+	struct Pending *next;
+	Oid			root;
+	int			n;				/* keys in buf, or one of the KEY_ marks */
+	StringInfoData buf;
+	KeyRun		run;
+	KeyLayout	layout;			/* own copy: the cache may be emptied */
+} Pending;
+
+typedef struct Level
+{
+	struct Level *parent;
+	int			nest;			/* GetCurrentTransactionNestLevel() */
+	Size		bytes;			/* in all of its runs */
+	Pending    *open;			/* most recently used first */
+	Pending    *full;			/* chunks that take no more keys */
+} Level;
+
+static HTAB *capture_rels = NULL;
+static MemoryContext capture_cxt = NULL;	/* emptied at the transaction's end */
+static Level *current_level = NULL;
+static bool wrote_chunks = false;	/* in this transaction */
+static bool write_through = false;	/* the pre-commit flush is over */
+static int32 chunk_seq = 0;
+static bool wake_at_commit = false;
+static bool start_at_commit = false;
+
+static void
+capture_rel_invalidate(Datum arg, Oid relid)
+{
+	HASH_SEQ_STATUS seq;
+	CaptureRel *entry;
+
+	if (capture_rels == NULL)
+		return;
+	if (OidIsValid(relid))
+	{
+		entry = hash_search(capture_rels, &relid, HASH_FIND, NULL);
+		if (entry != NULL)
+			entry->valid = false;
+		return;
+	}
+	hash_seq_init(&seq, capture_rels);
+	while ((entry = hash_seq_search(&seq)) != NULL)
+		entry->valid = false;
+}
+
+/* the relation where a trigger that was cloned to partitions comes from */
+static Oid
+trigger_root(Oid tgoid, Oid relid)
+{
+	Relation	rel = table_open(TriggerRelationId, AccessShareLock);
+
+	while (OidIsValid(tgoid))
+	{
+		ScanKeyData key;
+		SysScanDesc scan;
+		HeapTuple	tup;
+
+		ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+					ObjectIdGetDatum(tgoid));
+		scan = systable_beginscan(rel, TriggerOidIndexId, true, NULL, 1, &key);
+		tup = systable_getnext(scan);
+		tgoid = InvalidOid;
+		if (HeapTupleIsValid(tup))
+		{
+			relid = ((Form_pg_trigger) GETSTRUCT(tup))->tgrelid;
+			tgoid = ((Form_pg_trigger) GETSTRUCT(tup))->tgparentid;
+		}
+		systable_endscan(scan);
+	}
+	table_close(rel, AccessShareLock);
+	return relid;
+}
+
+/*
+ * TRUNCATE triggers are not cloned: each partition has its own.  The root is
+ * found through the row trigger beside it.
+ */
+static Oid
+truncate_root(Relation rel)
+{
+	TriggerDesc *desc = rel->trigdesc;
+
+	for (int i = 0; desc != NULL && i < desc->numtriggers; i++)
+	{
+		if (strcmp(desc->triggers[i].tgname, CS_TRIGGER) == 0)
+			return trigger_root(desc->triggers[i].tgoid, RelationGetRelid(rel));
+	}
+	return RelationGetRelid(rel);
+}
+
+static CaptureRel *
+capture_rel(Relation rel, Trigger *trigger)
+{
+	Oid			relid = RelationGetRelid(rel);
+	CaptureRel *entry;
+	bool		found;
+
+	if (capture_rels == NULL)
+	{
+		HASHCTL		ctl;
+
+		memset(&ctl, 0, sizeof(ctl));
+		ctl.keysize = sizeof(Oid);
+		ctl.entrysize = sizeof(CaptureRel);
+		ctl.hcxt = TopMemoryContext;
+		capture_rels = hash_create("crate_sync captured relations", 64, &ctl,
+								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		CacheRegisterRelcacheCallback(capture_rel_invalidate, (Datum) 0);
+	}
+
+	entry = hash_search(capture_rels, &relid, HASH_ENTER, &found);
+	if (!found)
+		entry->valid = false;
+	if (!entry->valid)
+	{
+		Oid			root = TRIGGER_FOR_ROW(trigger->tgtype) ?
+			trigger_root(trigger->tgoid, relid) : truncate_root(rel);
+
+		entry->root = root;
+		if (!key_layout(RelationGetDescr(rel), trigger->tgnargs, trigger->tgargs,
+						&entry->layout))
+			entry->layout.ncols = 0;
+		entry->valid = true;
+	}
+	return entry;
+}
+
+static Level *
+capture_level(void)
+{
+	int			nest = GetCurrentTransactionNestLevel();
+	Level	   *level = current_level;
+
+	if (likely(level != NULL && level->nest == nest))
+		return level;
+
+	if (capture_cxt == NULL)
+		capture_cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync capture",
+											ALLOCSET_DEFAULT_SIZES);
+	level = MemoryContextAllocZero(capture_cxt, sizeof(Level));
+	level->nest = nest;
+	level->parent = current_level;
+	current_level = level;
+	return level;
+}
+
+static void
+free_pending(Pending *p)
+{
+	pfree(p->buf.data);
+	pfree(p);
+}
+
+static void
+free_level_keys(Level *level)
+{
+	Pending    *p;
+
+	while ((p = level->open) != NULL)
+	{
+		level->open = p->next;
+		free_pending(p);
+	}
+	while ((p = level->full) != NULL)
+	{
+		level->full = p->next;
+		free_pending(p);
+	}
+	level->bytes = 0;
+}
+
+/* writes a level's keys to the queue, as part of the current (sub)transaction */
+static void
+flush_level(Level *level)
+{
+	Relation	queue;
+
+	if (level->open == NULL && level->full == NULL)
+		return;
+
+	live_attach();				/* now, that waking at commit need not */
+	queue = queue_open_for_write();
+	if (queue != NULL)
+	{
+		for (int i = 0; i < 2; i++)
+		{
+			for (Pending *p = i ? level->open : level->full; p != NULL; p = p->next)
+				queue_insert(queue, p->root, chunk_seq++, p->layout.id, p->n,
+							 p->buf.data, p->buf.len);
+		}
+		table_close(queue, NoLock);
+		wrote_chunks = true;
+	}
+	/* without a queue the extension has just been dropped: nothing to keep */
+	free_level_keys(level);
+}
+
+static Pending *
+new_pending(Level *level, Oid root, const KeyLayout *layout)
+{
+	MemoryContext oldcxt = MemoryContextSwitchTo(capture_cxt);
+	Pending    *p = palloc(sizeof(Pending));
+
+	p->root = root;
+	p->n = 0;
+	p->layout = *layout;
+	initStringInfo(&p->buf);
+	key_run_start(&p->run, &p->layout);
+	p->next = level->open;
+	level->open = p;
+	MemoryContextSwitchTo(oldcxt);
+	return p;
+}
+
+/* the open run of a table at this level, moved to the front */
+static inline Pending *
+open_pending(Level *level, Oid root, const KeyLayout *layout)
+{
+	Pending   **link;
+
+	for (link = &level->open; *link != NULL; link = &(*link)->next)
+	{
+		Pending    *p = *link;
+
+		if (p->root != root || p->layout.id != layout->id || p->n < 0)
+			continue;
+		if (p != level->open)
+		{
+			*link = p->next;
+			p->next = level->open;
+			level->open = p;
+		}
+		return p;
+	}
+	return new_pending(level, root, layout);
+}
+
+/* a mark is written once per level; more would say nothing new */
+static void
+capture_mark(Oid root, const KeyLayout *layout, int mark)
+{
+	Level	   *level = capture_level();
+
+	for (Pending *p = level->open; p != NULL; p = p->next)
+	{
+		if (p->root == root && p->n == mark)
+			return;
+	}
+	new_pending(level, root, layout)->n = mark;
+}
+
+/*
+ * Appends a key to a run, or to a new one where it is full; returns the run
+ * it went to.  A key that fits no chunk becomes a mark.
+ */
+static Pending *
+append_key(Level *level, Pending *p, const Datum *values)
+{
+	int			before = p->buf.len;
+
+	if (!key_pack(&p->run, &p->buf, values))
+	{
+		if (p->n > 0)
+		{
+			Pending   **link = &level->open;
+			Pending    *fresh;
+
+			fresh = new_pending(level, p->root, &p->layout);
+			while (*link != p)
+				link = &(*link)->next;
+			*link = p->next;
+			p->next = level->full;
+			level->full = p;
+			p = fresh;
+			before = 0;
+			level->bytes += sizeof(Pending);
+		}
+		if (!key_pack(&p->run, &p->buf, values))
+		{
+			capture_mark(p->root, &p->layout, KEY_UNKNOWN);
+			return p;
+		}
+	}
+	p->n++;
+	level->bytes += p->buf.len - before;
+	return p;
+}
+
+static void
+capture_values(CaptureRel *entry, const Datum *values)
+{
+	Level	   *level = capture_level();
+
+	append_key(level, open_pending(level, entry->root, &entry->layout), values);
+	if (unlikely(level->bytes > CAPTURE_FLUSH_BYTES))
+		flush_level(level);
+}
+
+/* the key columns of a tuple; false if one is NULL, which no key can be */
+static inline bool
+slot_key(TupleTableSlot *slot, const KeyLayout *layout, Datum *values)
+{
+	for (int i = 0; i < layout->ncols; i++)
+	{
+		bool		isnull;
+
+		values[i] = slot_getattr(slot, layout->cols[i].attnum, &isnull);
+		if (isnull)
+			return false;
+	}
+	return true;
+}
+
+static bool
+same_key(const KeyLayout *layout, const Datum *a, const Datum *b)
+{
+	for (int i = 0; i < layout->ncols; i++)
+	{
+		const KeyColumn *col = &layout->cols[i];
+
+		if (col->byval ? a[i] != b[i] : !datumIsEqual(a[i], b[i], false, col->len))
+			return false;
+	}
+	return true;
+}
+
+Datum
+crate_sync_capture(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	CaptureRel *entry;
+	Datum		oldkey[INDEX_MAX_KEYS];
+	Datum		newkey[INDEX_MAX_KEYS];
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function %s was not called by trigger manager",
+						CS_SCHEMA ".capture()")));
+	if (!TRIGGER_FIRED_AFTER(trigdata->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function %s must be fired AFTER the event",
+						CS_SCHEMA ".capture()")));
+
+	if (unlikely(!cs_capture))
+		return PointerGetDatum(NULL);
+
+	entry = capture_rel(trigdata->tg_relation, trigdata->tg_trigger);
+
+	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
+		capture_mark(entry->root, &entry->layout, KEY_TRUNCATE);
+	else if (entry->layout.ncols == 0)
+		capture_mark(entry->root, &entry->layout, KEY_UNKNOWN);
+	else
+	{
+		/* tg_trigslot: the row inserted or deleted, or as it was before UPDATE */
+		if (!slot_key(trigdata->tg_trigslot, &entry->layout, oldkey))
+			capture_mark(entry->root, &entry->layout, KEY_UNKNOWN);
+		else
+		{
+			capture_values(entry, oldkey);
+			if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
+			{
+				if (!slot_key(trigdata->tg_newslot, &entry->layout, newkey))
+					capture_mark(entry->root, &entry->layout, KEY_UNKNOWN);
+				else if (!same_key(&entry->layout, oldkey, newkey))
+					capture_values(entry, newkey);
+			}
+		}
+	}
+
+	if (unlikely(write_through))
+		flush_level(capture_level());
+
+	return PointerGetDatum(NULL);
+}
+
+void
+capture_queue_packed(Oid relid, int32 layout, const char *keys, int len, int n)
+{
+	Relation	queue = queue_open_for_write();
+
+	if (queue == NULL)
+		return;
+	queue_insert(queue, relid, chunk_seq++, layout, n, keys, len);
+	table_close(queue, NoLock);
+	wrote_chunks = true;
+}
+
+bool
+capture_pending(void)
+{
+	if (wrote_chunks)
+		return true;
+	for (Level *level = current_level; level != NULL; level = level->parent)
+	{
+		if (level->open != NULL || level->full != NULL)
+			return true;
+	}
+	return false;
+}
+
+void
+cs_wake_worker_at_commit(void)
+{
+	wake_at_commit = true;
+}
+
+void
+cs_start_worker_at_commit(void)
+{
+	start_at_commit = true;
+}
+
+static void
+capture_forget(void)
+{
+	current_level = NULL;
+	if (capture_cxt != NULL)
+		MemoryContextReset(capture_cxt);
+	wrote_chunks = false;
+	write_through = false;
+	wake_at_commit = false;
+	start_at_commit = false;
+	chunk_seq = 0;
+}
+
+static void
+capture_xact_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+		case XACT_EVENT_PRE_PREPARE:
+			if (current_level != NULL)
+			{
+				flush_level(current_level);
+				/* others' callbacks may still write rows */
+				write_through = true;
+			}
+			break;
+
+		case XACT_EVENT_COMMIT:
+			/* nothing in here may throw */
+			if (start_at_commit)
+				launcher_start_worker();
+			if (wrote_chunks || wake_at_commit)
+			{
+				if (cs_sync_on_commit || wake_at_commit)
+					live_wake();
+			}
+			capture_forget();
+			break;
+
+		case XACT_EVENT_PREPARE:
+		case XACT_EVENT_ABORT:
+			if (current_level != NULL || wrote_chunks || wake_at_commit || start_at_commit)
+				capture_forget();
+			break;
+
+		default:
+			break;				/* parallel workers write nothing */
+	}
+}
+
+/*
+ * Hands a level's keys to its parent.  Short runs are packed anew behind the
+ * parent's, so that a loop of many small subtransactions does not end as as
+ * many chunks.
+ */
+static void
+merge_level(Level *level, Level *parent)
+{
+	Pending    *p;
+
+	while ((p = level->full) != NULL || (p = level->open) != NULL)
+	{
+		if (p == level->full)
+			level->full = p->next;
+		else
+			level->open = p->next;
+
+		if (p->n > 0 && p->buf.len < KEY_CHUNK_BYTES / 4)
+		{
+			Datum		values[INDEX_MAX_KEYS];
+			const char *pos = p->buf.data;
+			const char *end = pos + p->buf.len;
+			KeyRun		run;
+			Pending    *to = open_pending(parent, p->root, &p->layout);
+
+			key_run_start(&run, &p->layout);
+			while (key_unpack(&run, &pos, end, values))
+				to = append_key(parent, to, values);
+			free_pending(p);
+		}
+		else
+		{
+			p->next = parent->full;
+			parent->full = p;
+			parent->bytes += p->buf.len + sizeof(Pending);
+		}
+	}
+	level->bytes = 0;
+}
+
+static void
+capture_subxact_callback(SubXactEvent event, SubTransactionId mySubid,
+						 SubTransactionId parentSubid, void *arg)
+{
+	Level	   *level = current_level;
+	int			nest = GetCurrentTransactionNestLevel();
+	Level	   *parent;
+	Pending   **tail;
+
+	if (level == NULL || level->nest != nest)
+		return;
+
+	switch (event)
+	{
+		case SUBXACT_EVENT_PRE_COMMIT_SUB:
+			parent = level->parent;
+			if (parent == NULL || parent->nest != nest - 1)
+				break;
+
+			/*
+			 * What would take the parent past the limit is written now, while
+			 * this subtransaction can still write.  Should it abort after
+			 * all, the parent has a few keys too many, which is harmless.
+			 */
+			if (level->bytes + parent->bytes > CAPTURE_FLUSH_BYTES)
+				flush_level(level);
+			else
+				merge_level(level, parent);
+			break;
+
+		case SUBXACT_EVENT_COMMIT_SUB:
+			parent = level->parent;
+			if (parent == NULL || parent->nest != nest - 1)
+			{
+				level->nest = nest - 1; /* the parent has none yet: become its */
+				break;
+			}
+			/* what other callbacks have queued since PRE_COMMIT_SUB */
+			for (tail = &parent->full; *tail != NULL; tail = &(*tail)->next)
+				;
+			*tail = level->full;
+			for (; *tail != NULL; tail = &(*tail)->next)
+				;
+			*tail = level->open;
+			parent->bytes += level->bytes;
+			current_level = parent;
+			pfree(level);
+			break;
+
+		case SUBXACT_EVENT_ABORT_SUB:
+			free_level_keys(level);
+			current_level = level->parent;
+			pfree(level);
+			break;
+
+		default:
+			break;
+	}
+}
+
+void
+capture_init(void)
+{
+	RegisterXactCallback(capture_xact_callback, NULL);
+	RegisterSubXactCallback(capture_subxact_callback, NULL);
+}

@@ -1,0 +1,361 @@
+/*-------------------------------------------------------------------------
+ *
+ * control.c
+ *		What a session asks of the worker, and what it can learn about it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "crate_sync.h"
+
+#include "access/xact.h"
+#include "capture.h"
+#include "catalog/namespace.h"
+#include "elevate.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "live.h"
+#include "mirror.h"
+#include "pgstat.h"
+#include "queue.h"
+#include "storage/latch.h"
+#include "target.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+#include "worker.h"
+
+PG_FUNCTION_INFO_V1(crate_sync_start);
+PG_FUNCTION_INFO_V1(crate_sync_stop);
+PG_FUNCTION_INFO_V1(crate_sync_adopt);
+PG_FUNCTION_INFO_V1(crate_sync_wait_for_sync);
+PG_FUNCTION_INFO_V1(crate_sync_worker_status);
+
+bool
+cs_worker_is_running(void)
+{
+	LiveDatabase *db = live_database(MyDatabaseId, false);
+
+	return db != NULL && db->pid != 0;
+}
+
+void
+cs_worker_let_go(void)
+{
+	LiveDatabase *db = live_database(MyDatabaseId, false);
+
+	if (db != NULL && db->proc != NULL)
+	{
+		pg_atomic_write_u32(&db->let_go, 1);
+		SetLatch(&db->proc->procLatch);
+	}
+}
+
+/* runs statements on the catalog as the extension */
+static void
+run_elevated(const char *const *sql, int n)
+{
+	Elevation	e;
+
+	elevate(&e);
+	SPI_connect();
+	for (int i = 0; i < n; i++)
+	{
+		if (SPI_execute(sql[i], false, 0) < 0)
+			elog(ERROR, "%s failed", sql[i]);
+	}
+	SPI_finish();
+	descend(&e);
+}
+
+Datum
+crate_sync_start(PG_FUNCTION_ARGS)
+{
+	static const char *const sql[] = {
+		"UPDATE crate_sync.control SET stopped = false WHERE stopped",
+		"UPDATE crate_sync.worker_state SET unclean_starts = 0 WHERE unclean_starts > 0",
+	};
+	bool		running = cs_worker_is_running();
+
+	run_elevated(sql, lengthof(sql));
+	cs_start_worker_at_commit();
+	if (!cs_preloaded)
+		ereport(WARNING,
+				(errmsg("crate_sync is not in shared_preload_libraries"),
+				 errdetail("The worker runs until the server stops, and does not start again with it."),
+				 errhint("ALTER SYSTEM SET shared_preload_libraries = 'crate_sync'; and restart the server.")));
+	PG_RETURN_BOOL(!running);
+}
+
+Datum
+crate_sync_stop(PG_FUNCTION_ARGS)
+{
+	static const char *const sql[] = {
+		"UPDATE crate_sync.control SET stopped = true WHERE NOT stopped",
+	};
+
+	run_elevated(sql, lengthof(sql));
+	cs_wake_worker_at_commit();
+	PG_RETURN_BOOL(cs_worker_is_running());
+}
+
+Datum
+crate_sync_adopt(PG_FUNCTION_ARGS)
+{
+	static const char *const sql[] = {
+		"UPDATE crate_sync.control SET adopt_no = adopt_no + 1",
+	};
+
+	run_elevated(sql, lengthof(sql));
+	cs_wake_worker_at_commit();
+	PG_RETURN_BOOL(true);
+}
+
+/* ---------------------------------------------------------------------
+ * wait_for_sync
+ * ------------------------------------------------------------------- */
+
+typedef struct SyncWait
+{
+	Oid			relid;			/* InvalidOid: all */
+	FullTransactionId before;	/* chunks of older transactions are waited for */
+	bool		chunks_left;
+	bool		loading;
+	char	   *paused;			/* a table's name, or NULL */
+	char	   *failed;
+	char	   *in_error;
+	char	   *error;
+	int64		n_failed;
+	bool		no_worker;
+} SyncWait;
+
+static char *
+keep_value(MemoryContext cxt, int col)
+{
+	char	   *s = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, col);
+
+	return s ? MemoryContextStrdup(cxt, s) : NULL;
+}
+
+static void
+look_at_sync(SyncWait *w)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	Oid			types[1] = {OIDOID};
+	Datum		values[1] = {ObjectIdGetDatum(w->relid)};
+	Elevation	e;
+	bool		isnull;
+
+	/* a snapshot of this moment, whatever the caller's transaction has */
+	PushActiveSnapshot(GetLatestSnapshot());
+	elevate(&e);
+	w->chunks_left = queue_has_before(w->before, w->relid, GetActiveSnapshot());
+	SPI_connect();
+	SPI_execute_with_args(
+						  "SELECT pg_catalog.min(m.relid::pg_catalog.text) FILTER (WHERE m.paused), "
+						  "pg_catalog.min(m.relid::pg_catalog.text) FILTER (WHERE s.state = 'error'), "
+						  "pg_catalog.min(s.last_error) FILTER (WHERE s.state = 'error'), "
+						  "pg_catalog.min(m.relid::pg_catalog.text) FILTER (WHERE f.n > 0), "
+						  "coalesce(pg_catalog.sum(f.n), 0)::pg_catalog.int8, "
+						  "coalesce(pg_catalog.bool_or(s.mirror_id IS NULL OR s.load_phase IN ('load', 'sweep') "
+						  "  OR s.resync_done < m.resync_no), false) "
+						  "FROM crate_sync.mirror m LEFT JOIN crate_sync.mirror_state s USING (mirror_id) "
+						  "LEFT JOIN (SELECT mirror_id, pg_catalog.count(*) AS n FROM crate_sync.failed GROUP BY 1) f "
+						  "  USING (mirror_id) WHERE $1 = 0 OR m.relid = $1",
+						  1, types, values, NULL, true, 0);
+	if (SPI_processed == 1)
+	{
+		w->paused = keep_value(cxt, 1);
+		w->in_error = keep_value(cxt, 2);
+		w->error = keep_value(cxt, 3);
+		w->failed = keep_value(cxt, 4);
+		w->n_failed = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 5, &isnull));
+		w->loading = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 6, &isnull));
+	}
+	SPI_finish();
+	descend(&e);
+	PopActiveSnapshot();
+	w->no_worker = !cs_worker_is_running();
+}
+
+static void
+warn_not_synced(const SyncWait *w, bool timed_out)
+{
+	LiveDatabase *db = live_database(MyDatabaseId, false);
+
+	if (w->paused != NULL)
+		ereport(WARNING,
+				(errmsg("table %s is paused", w->paused),
+				 errhint("SELECT crate_sync.resume();")));
+	else if (w->in_error != NULL)
+		ereport(WARNING,
+				(errmsg("table %s is stopped: %s", w->in_error, w->error ? w->error : ""),
+				 errhint("See crate_sync.tables.")));
+	else if (w->no_worker)
+		ereport(WARNING,
+				(errmsg("no crate_sync worker is running in this database"),
+				 errhint("SELECT crate_sync.start();")));
+	else if (db != NULL && strcmp(db->state, "ok") != 0)
+		ereport(WARNING,
+				(errmsg("the target cannot be written: %s", db->last_error[0] ? db->last_error : db->state),
+				 errhint("See crate_sync.status.")));
+	else if (timed_out)
+		ereport(WARNING,
+				(errmsg("not in sync when the timeout was over: %s",
+						w->loading ? "a load is under way" : "changes are still queued"),
+				 errhint("See crate_sync.tables and crate_sync.progress, or wait with a longer timeout.")));
+}
+
+Datum
+crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
+{
+	SyncWait	w;
+	Interval   *timeout = PG_ARGISNULL(1) ? NULL : PG_GETARG_INTERVAL_P(1);
+	TimestampTz deadline = DT_NOEND;
+	LiveShared *live = live_attach();
+	LiveDatabase *db;
+	uint64		refresh = 0;
+	int			nap = 1;
+	MemoryContext cxt;
+	MemoryContext oldcxt;
+	bool		result = false;
+
+	if (capture_pending())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
+				 errmsg("this transaction has changed mirrored tables and is not committed"),
+				 errhint("Commit first: the worker sees what is committed.")));
+	memset(&w, 0, sizeof(w));
+	w.relid = PG_ARGISNULL(0) ? InvalidOid : PG_GETARG_OID(0);
+	if (OidIsValid(w.relid))
+	{
+		Elevation	e;
+		bool		mirrored;
+
+		elevate(&e);
+		mirrored = mirror_load(w.relid) != NIL;
+		descend(&e);
+		if (!mirrored)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("table \"%s\" is not mirrored", get_rel_name(w.relid))));
+	}
+	if (timeout != NULL)
+	{
+		double		ms = timeout->time / 1000.0 + timeout->day * 86400000.0 +
+			timeout->month * 30.0 * 86400000.0;
+
+		if (ms < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("timeout must not be negative")));
+		deadline = GetCurrentTimestamp() + (int64) (ms * 1000.0);
+	}
+	w.before = ReadNextFullTransactionId();
+	cs_wake_worker_now();
+
+	cxt = AllocSetContextCreate(CurrentMemoryContext, "wait_for_sync", ALLOCSET_DEFAULT_SIZES);
+	oldcxt = MemoryContextSwitchTo(cxt);
+	for (;;)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		CHECK_FOR_INTERRUPTS();
+		MemoryContextReset(cxt);
+		look_at_sync(&w);
+		db = live_database(MyDatabaseId, false);
+		if (!w.chunks_left && !w.loading)
+		{
+			/* all has arrived: now it has to be seen by searches too */
+			if (refresh == 0 && db != NULL && live != NULL)
+			{
+				LWLockAcquire(&live->lock, LW_EXCLUSIVE);
+				refresh = ++db->refresh_wanted;
+				LWLockRelease(&live->lock);
+				cs_wake_worker_now();
+			}
+			if (db != NULL && refresh != 0 && db->refresh_done >= refresh)
+			{
+				result = w.n_failed == 0;
+				if (!result)
+					ereport(WARNING,
+							(errmsg(INT64_FORMAT " rows could not be pushed, the first of them in table %s",
+									w.n_failed, w.failed),
+							 errhint("See crate_sync.failed_rows; mend them and SELECT crate_sync.retry_failed();")));
+				break;
+			}
+		}
+		else if (w.paused != NULL)
+		{
+			warn_not_synced(&w, false);
+			break;
+		}
+		if (now >= deadline)
+		{
+			warn_not_synced(&w, true);
+			break;
+		}
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, nap,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		nap = Min(nap * 2, 50);
+	}
+	MemoryContextSwitchTo(oldcxt);
+	MemoryContextDelete(cxt);
+	PG_RETURN_BOOL(result);
+}
+
+/* ---------------------------------------------------------------------
+ * Status
+ * ------------------------------------------------------------------- */
+
+Datum
+crate_sync_worker_status(PG_FUNCTION_ARGS)
+{
+	TupleDesc	tupdesc;
+	Datum		values[11];
+	bool		nulls[11];
+	LiveShared *live = live_attach();
+	LiveDatabase *slot = live_database(MyDatabaseId, false);
+	LiveDatabase copy;
+
+	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	memset(&copy, 0, sizeof(copy));
+	if (slot != NULL)
+	{
+		LWLockAcquire(&live->lock, LW_SHARED);
+		copy.pid = slot->pid;
+		copy.start_time = slot->start_time;
+		copy.last_send_time = slot->last_send_time;
+		copy.last_ack_time = slot->last_ack_time;
+		copy.last_error_time = slot->last_error_time;
+		strlcpy(copy.state, slot->state, sizeof(copy.state));
+		strlcpy(copy.target_version, slot->target_version, sizeof(copy.target_version));
+		strlcpy(copy.last_error, slot->last_error, sizeof(copy.last_error));
+		strlcpy(copy.hint, slot->hint, sizeof(copy.hint));
+		LWLockRelease(&live->lock);
+	}
+
+	memset(nulls, 0, sizeof(nulls));
+	values[0] = CStringGetTextDatum(cs_target ? cs_target : "");
+	nulls[1] = copy.target_version[0] == '\0';
+	values[1] = CStringGetTextDatum(copy.target_version);
+	nulls[2] = copy.pid == 0;
+	values[2] = Int32GetDatum(copy.pid);
+	nulls[3] = copy.start_time == 0;
+	values[3] = TimestampTzGetDatum(copy.start_time);
+	values[4] = BoolGetDatum(cs_preloaded);
+	values[5] = CStringGetTextDatum(cs_enabled ? copy.state : "disabled");
+	nulls[6] = copy.last_send_time == 0;
+	values[6] = TimestampTzGetDatum(copy.last_send_time);
+	nulls[7] = copy.last_ack_time == 0;
+	values[7] = TimestampTzGetDatum(copy.last_ack_time);
+	nulls[8] = copy.last_error[0] == '\0';
+	values[8] = CStringGetTextDatum(copy.last_error);
+	nulls[9] = copy.last_error_time == 0;
+	values[9] = TimestampTzGetDatum(copy.last_error_time);
+	nulls[10] = copy.hint[0] == '\0';
+	values[10] = CStringGetTextDatum(copy.hint);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls)));
+}

@@ -1,0 +1,29 @@
+/*-------------------------------------------------------------------------
+ *
+ * elevate.c
+ *		Acting as the extension, after the caller's right was checked.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "crate_sync.h"
+
+#include "catalog/pg_authid.h"
+#include "elevate.h"
+#include "mirror.h"
+#include "utils/guc.h"
+
+void
+elevate(Elevation *e)
+{
+	GetUserIdAndSecContext(&e->userid, &e->sec_context);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID,
+						   e->sec_context | SECURITY_LOCAL_USERID_CHANGE);
+	e->guc_level = mirror_fixed_settings();
+}
+
+void
+descend(const Elevation *e)
+{
+	AtEOXact_GUC(true, e->guc_level);
+	SetUserIdAndSecContext(e->userid, e->sec_context);
+}

@@ -1,0 +1,231 @@
+/*-------------------------------------------------------------------------
+ *
+ * feed.c
+ *		From the queue's chunks to passes: which table, which keys.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "crate_sync.h"
+
+#include "access/xact.h"
+#include "catalog/pg_class.h"
+#include "sync.h"
+#include "utils/snapmgr.h"
+
+/* one visit to the queue takes about that many keys into memory */
+#define FEED_KEYS 40000
+
+typedef struct FeedArg
+{
+	int64		keys;
+	bool		reloaded;		/* the catalog was read after the last stop */
+	bool		unknown;		/* stopped at a table we do not know */
+	int			taken;
+} FeedArg;
+
+/* chunks whose table cannot take them now; moved at the next acknowledgement */
+static List *held = NIL;
+static MemoryContext held_cxt = NULL;
+
+static QueueChunk *
+copy_chunk(const QueueChunk *chunk)
+{
+	QueueChunk *copy = palloc(sizeof(QueueChunk));
+
+	*copy = *chunk;
+	copy->keys = palloc(chunk->len + 1);
+	memcpy(copy->keys, chunk->keys, chunk->len);
+	return copy;
+}
+
+void
+feed_hold(const QueueChunk *chunk)
+{
+	MemoryContext oldcxt;
+
+	if (held_cxt == NULL)
+		held_cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync held chunks",
+										 ALLOCSET_DEFAULT_SIZES);
+	oldcxt = MemoryContextSwitchTo(held_cxt);
+	held = lappend(held, copy_chunk(chunk));
+	MemoryContextSwitchTo(oldcxt);
+}
+
+List *
+feed_held(void)
+{
+	return held;
+}
+
+void
+feed_held_reset(void)
+{
+	held = NIL;
+	if (held_cxt != NULL)
+		MemoryContextReset(held_cxt);
+}
+
+static bool
+table_takes_chunks(const SyncTable *st)
+{
+	return st->def != NULL && !st->spec.paused && !st->in_error && st->target_ready;
+}
+
+static bool
+hold_filter(Oid relid, void *arg)
+{
+	SyncTable  *st = state_find(relid);
+
+	return st == NULL || (table_takes_chunks(st) && worker_may_feed(st));
+}
+
+/* the pass that is being filled for a table in this visit */
+static Pass *
+filling_pass(SyncTable *st)
+{
+	Pass	   *pass = NULL;
+
+	if (!dlist_is_empty(&st->passes))
+		pass = dlist_container(Pass, node, dlist_tail_node(&st->passes));
+	if (pass == NULL || pass->kind != PASS_QUEUE || !pass->filling)
+	{
+		pass = pass_create(st, PASS_QUEUE);
+		pass->filling = true;
+		pass->keys = keyset_create(pass->cxt, st);
+	}
+	return pass;
+}
+
+static bool
+take_chunk(QueueChunk *chunk, void *arg)
+{
+	FeedArg    *feed = arg;
+	SyncTable  *st = state_find(chunk->relid);
+	Pass	   *pass;
+	MemoryContext oldcxt;
+
+	if (feed->keys >= FEED_KEYS)
+		return false;
+
+	if (st == NULL)
+	{
+		/*
+		 * A table added a moment ago, or one that was removed.  The catalog
+		 * tells, as of a snapshot that is younger than the chunk.
+		 */
+		if (!feed->reloaded)
+		{
+			feed->unknown = true;
+			return false;
+		}
+		state_drop_chunk(chunk);
+		feed->taken++;
+		return true;
+	}
+	if (!table_takes_chunks(st) || !worker_may_feed(st))
+	{
+		if (chunk->table == QUEUE_HOLD)
+			return true;		/* hold_filter said yes a moment ago: leave it */
+		feed_hold(chunk);
+		feed->taken++;
+		return true;
+	}
+
+	pass = filling_pass(st);
+	oldcxt = MemoryContextSwitchTo(pass->cxt);
+	pass->chunks = lappend(pass->chunks, copy_chunk(chunk));
+	MemoryContextSwitchTo(oldcxt);
+	feed->taken++;
+
+	if (chunk->n == KEY_TRUNCATE)
+		load_want_sweep(st);
+	else if (chunk->n == KEY_UNKNOWN || chunk->layout != st->layout.id)
+	{
+		/* keys of a former layout name nothing: look at all rows */
+		if (st->phase != LOAD_ROWS || strcmp(st->load_mode, "full") != 0 || st->load_pos != 0)
+			load_begin(st, "full");
+	}
+	else
+	{
+		const char *p = chunk->keys;
+		const char *end = p + chunk->len;
+		KeyRun		run;
+		Datum		values[INDEX_MAX_KEYS];
+
+		key_run_start(&run, &st->layout);
+		while (key_unpack(&run, &p, end, values))
+			keyset_add(pass->keys, values);
+		feed->keys += chunk->n;
+	}
+	return true;
+}
+
+/*
+ * One visit to the queue.  Returns true if it took anything.  The rows of
+ * what was taken are then read by feed_rows.
+ */
+bool
+feed_queue(void)
+{
+	FeedArg		feed;
+	dlist_iter	it;
+	bool		again;
+
+	memset(&feed, 0, sizeof(feed));
+	do
+	{
+		again = false;
+		StartTransactionCommand();
+		if (state_catalog_stale())
+		{
+			/* tables first: their chunks are only understood with them */
+			CommitTransactionCommand();
+			state_reload();
+			feed.reloaded = true;
+			StartTransactionCommand();
+		}
+		PushActiveSnapshot(GetTransactionSnapshot());
+		queue_read(GetActiveSnapshot(), hold_filter, take_chunk, &feed);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+		if (feed.unknown && !feed.reloaded)
+		{
+			state_changed();
+			feed.unknown = false;
+			again = true;
+		}
+	} while (again);
+
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+		dlist_iter	p;
+
+		dlist_foreach(p, &st->passes)
+			dlist_container(Pass, node, p.cur)->filling = false;
+	}
+	return feed.taken > 0;
+}
+
+/* reads rows for keys that wait for it; true if there were any */
+bool
+feed_rows(SyncTable *st)
+{
+	dlist_mutable_iter it;
+	bool		any = false;
+
+	dlist_foreach_modify(it, &st->passes)
+	{
+		Pass	   *pass = dlist_container(Pass, node, it.cur);
+
+		if (pass->keys == NULL || pass->fed)
+			continue;
+		if (!worker_may_feed(st))
+			break;
+		any = true;
+		reader_feed_keys(st, pass);
+		if (st->in_error)
+			break;				/* its passes are gone */
+	}
+	return any;
+}

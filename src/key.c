@@ -1,0 +1,227 @@
+/*-------------------------------------------------------------------------
+ *
+ * key.c
+ *		Packing keys into chunks and reading them back.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "crate_sync.h"
+
+#include "common/hashfn.h"
+#include "key.h"
+#include "utils/lsyscache.h"
+
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+bool
+key_layout(TupleDesc desc, int ncols, char **colnames, KeyLayout *layout)
+{
+	uint32		hash = 0;
+
+	memset(layout, 0, sizeof(KeyLayout));
+	if (ncols < 1 || ncols > INDEX_MAX_KEYS)
+		return false;
+
+	for (int i = 0; i < ncols; i++)
+	{
+		KeyColumn  *col = &layout->cols[i];
+
+		for (int a = 0; a < desc->natts; a++)
+		{
+			Form_pg_attribute att = TupleDescAttr(desc, a);
+
+			if (att->attisdropped || strcmp(NameStr(att->attname), colnames[i]) != 0)
+				continue;
+			col->attnum = att->attnum;
+			col->typid = att->atttypid;
+			col->len = att->attlen;
+			col->byval = att->attbyval;
+		}
+		if (col->attnum == 0 || col->len == -2)
+			return false;
+		hash = hash_combine(hash, hash_bytes((const unsigned char *) colnames[i],
+											 strlen(colnames[i])));
+		hash = hash_combine(hash, hash_uint32(getBaseType(col->typid)));
+	}
+	layout->ncols = ncols;
+	layout->id = (int32) hash;
+	return true;
+}
+
+void
+key_run_start(KeyRun *run, const KeyLayout *layout)
+{
+	run->layout = layout;
+	memset(run->last, 0, sizeof(int64) * layout->ncols);
+}
+
+static inline int64
+byval_to_int64(Datum value, int16 len)
+{
+	switch (len)
+	{
+		case 1:
+			return (int64) (int8) DatumGetChar(value);
+		case 2:
+			return (int64) DatumGetInt16(value);
+		case 4:
+			return (int64) DatumGetInt32(value);
+		default:
+			return DatumGetInt64(value);
+	}
+}
+
+static inline Datum
+int64_to_byval(int64 value, int16 len)
+{
+	switch (len)
+	{
+		case 1:
+			return CharGetDatum((char) value);
+		case 2:
+			return Int16GetDatum((int16) value);
+		case 4:
+			return Int32GetDatum((int32) value);
+		default:
+			return Int64GetDatum(value);
+	}
+}
+
+static inline int
+put_varint(char *out, uint64 v)
+{
+	int			n = 0;
+
+	while (v >= 0x80)
+	{
+		out[n++] = (char) (v | 0x80);
+		v >>= 7;
+	}
+	out[n++] = (char) v;
+	return n;
+}
+
+static inline bool
+get_varint(const char **p, const char *end, uint64 *v)
+{
+	uint64		result = 0;
+	int			shift = 0;
+
+	while (*p < end && shift < 64)
+	{
+		unsigned char c = (unsigned char) *(*p)++;
+
+		result |= (uint64) (c & 0x7f) << shift;
+		if ((c & 0x80) == 0)
+		{
+			*v = result;
+			return true;
+		}
+		shift += 7;
+	}
+	return false;
+}
+
+bool
+key_pack(KeyRun *run, StringInfo buf, const Datum *values)
+{
+	const KeyLayout *layout = run->layout;
+	int			start = buf->len;
+	char		num[10];
+
+	for (int i = 0; i < layout->ncols; i++)
+	{
+		const KeyColumn *col = &layout->cols[i];
+		const char *data;
+		Size		len;
+		struct varlena *plain = NULL;
+
+		if (col->byval)
+		{
+			int64		v = byval_to_int64(values[i], col->len);
+
+			/* unsigned arithmetic: the difference may wrap, and wraps back */
+			uint64		d = (uint64) v - (uint64) run->last[i];
+
+			data = num;
+			len = put_varint(num, (d << 1) ^ (uint64) -(int64) (d >> 63));
+		}
+		else if (col->len > 0)
+		{
+			data = DatumGetPointer(values[i]);
+			len = col->len;
+		}
+		else
+		{
+			plain = (struct varlena *) PG_DETOAST_DATUM_PACKED(values[i]);
+			data = VARDATA_ANY(plain);
+			len = VARSIZE_ANY_EXHDR(plain);
+			if (len < KEY_CHUNK_BYTES)
+				appendBinaryStringInfo(buf, num, put_varint(num, len));
+		}
+		if (buf->len + len > KEY_CHUNK_BYTES)
+		{
+			buf->len = start;
+			return false;
+		}
+		appendBinaryStringInfo(buf, data, len);
+		if (plain != NULL && (Pointer) plain != DatumGetPointer(values[i]))
+			pfree(plain);
+	}
+	for (int i = 0; i < layout->ncols; i++)
+	{
+		if (layout->cols[i].byval)
+			run->last[i] = byval_to_int64(values[i], layout->cols[i].len);
+	}
+	return true;
+}
+
+bool
+key_unpack(KeyRun *run, const char **p, const char *end, Datum *values)
+{
+	const KeyLayout *layout = run->layout;
+
+	if (*p >= end)
+		return false;
+
+	for (int i = 0; i < layout->ncols; i++)
+	{
+		const KeyColumn *col = &layout->cols[i];
+		uint64		v;
+
+		if (col->byval)
+		{
+			if (!get_varint(p, end, &v))
+				break;
+			v = (v >> 1) ^ (uint64) -(int64) (v & 1);
+			run->last[i] = (int64) ((uint64) run->last[i] + v);
+			values[i] = int64_to_byval(run->last[i], col->len);
+		}
+		else if (col->len > 0)
+		{
+			if (end - *p < col->len)
+				break;
+			values[i] = PointerGetDatum(memcpy(palloc(col->len), *p, col->len));
+			*p += col->len;
+		}
+		else
+		{
+			struct varlena *copy;
+
+			if (!get_varint(p, end, &v) || v > (uint64) (end - *p))
+				break;
+			copy = palloc(v + VARHDRSZ);
+			SET_VARSIZE(copy, v + VARHDRSZ);
+			memcpy(VARDATA(copy), *p, v);
+			*p += v;
+			values[i] = PointerGetDatum(copy);
+		}
+		if (i == layout->ncols - 1)
+			return true;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("crate_sync: a chunk of queued keys cannot be read")));
+}

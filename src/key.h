@@ -1,0 +1,70 @@
+/*-------------------------------------------------------------------------
+ *
+ * key.h
+ *		Packed keys: how the queue's chunks hold them.
+ *
+ * A chunk is a run of keys.  A key is its columns one after the other:
+ *	 by-value types		the difference to the same column of the key before
+ *						(0 before the first), zigzag, as a varint
+ *	 fixed length		the bytes
+ *	 varlena			the length as a varint, then the bytes, detoasted
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CRATE_SYNC_KEY_H
+#define CRATE_SYNC_KEY_H
+
+#include "crate_sync.h"
+#include "access/tupdesc.h"
+
+/* the most a chunk's keys take, so that its tuple fits a page */
+#define KEY_CHUNK_BYTES 8000
+
+/* values of a chunk's n that are not a number of keys */
+#define KEY_TRUNCATE (-1)		/* the table was truncated */
+#define KEY_UNKNOWN	 (-2)		/* a key could not be packed: look at all rows */
+
+typedef struct KeyColumn
+{
+	AttrNumber	attnum;
+	Oid			typid;
+	int16		len;
+	bool		byval;
+} KeyColumn;
+
+/*
+ * The layout of a table's packed keys.  id is a hash of the columns' names
+ * and types, so that a chunk packed before an ALTER TABLE is recognised.
+ */
+typedef struct KeyLayout
+{
+	int32		id;
+	int			ncols;
+	KeyColumn	cols[INDEX_MAX_KEYS];
+} KeyLayout;
+
+/* false if a column is missing, dropped or of a type that cannot be packed */
+extern bool key_layout(TupleDesc desc, int ncols, char **colnames, KeyLayout *layout);
+
+/* a run of keys being packed or read */
+typedef struct KeyRun
+{
+	const KeyLayout *layout;
+	int64		last[INDEX_MAX_KEYS];
+} KeyRun;
+
+extern void key_run_start(KeyRun *run, const KeyLayout *layout);
+
+/*
+ * Appends a key to buf.  Returns false, buf unchanged, if it would then be
+ * longer than KEY_CHUNK_BYTES.
+ */
+extern bool key_pack(KeyRun *run, StringInfo buf, const Datum *values);
+
+/*
+ * Reads the next key of a run: values by reference are palloc'd.  Moves *p
+ * on; returns false at the end, ereports on garbage.
+ */
+extern bool key_unpack(KeyRun *run, const char **p, const char *end, Datum *values);
+
+#endif							/* CRATE_SYNC_KEY_H */

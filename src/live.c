@@ -1,0 +1,149 @@
+/*-------------------------------------------------------------------------
+ *
+ * live.c
+ *		Shared memory: who the workers are, how to wake them.
+ *
+ * When the library is preloaded the memory is reserved at start.  Without
+ * that, a few kB come out of the slack that every server sets aside, so that
+ * CREATE EXTENSION alone is enough to run.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "crate_sync.h"
+
+#include "live.h"
+#include "storage/latch.h"
+#include "storage/shmem.h"
+#include "worker.h"
+
+#define LIVE_DATABASES_PRELOADED 128
+#define LIVE_DATABASES_SLACK	 16
+
+static LiveShared *live = NULL;
+
+static int
+live_databases(void)
+{
+	return cs_preloaded ? LIVE_DATABASES_PRELOADED : LIVE_DATABASES_SLACK;
+}
+
+Size
+live_size(void)
+{
+	return offsetof(LiveShared, dbs) + live_databases() * sizeof(LiveDatabase);
+}
+
+LiveShared *
+live_attach(void)
+{
+	static bool failed = false;
+	LiveShared *volatile result = NULL;
+	MemoryContext oldcxt = CurrentMemoryContext;
+	bool		found;
+
+	if (live != NULL || failed)
+		return live;
+
+	/*
+	 * A writer must never fail for want of this memory: it only means that
+	 * nobody can be woken and the worker looks at its interval.
+	 */
+	PG_TRY();
+	{
+		LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+		result = ShmemInitStruct("crate_sync", live_size(), &found);
+		if (!found)
+		{
+			memset(result, 0, live_size());
+			LWLockInitialize(&result->lock, LWLockNewTrancheId());
+			result->ndbs = live_databases();
+			for (int i = 0; i < result->ndbs; i++)
+			{
+				pg_atomic_init_u32(&result->dbs[i].wake, 0);
+				pg_atomic_init_u32(&result->dbs[i].let_go, 0);
+			}
+		}
+		LWLockRelease(AddinShmemInitLock);
+	}
+	PG_CATCH();
+	{
+		LWLockRelease(AddinShmemInitLock);
+		MemoryContextSwitchTo(oldcxt);
+		FlushErrorState();
+		failed = true;
+		result = NULL;
+	}
+	PG_END_TRY();
+
+	live = result;
+	if (live != NULL)
+		LWLockRegisterTranche(live->lock.tranche, "crate_sync");
+	return live;
+}
+
+LiveDatabase *
+live_database(Oid dboid, bool create)
+{
+	LiveDatabase *result = NULL;
+	LiveDatabase *unused = NULL;
+
+	if (live_attach() == NULL)
+		return NULL;
+
+	LWLockAcquire(&live->lock, create ? LW_EXCLUSIVE : LW_SHARED);
+	for (int i = 0; i < live->ndbs; i++)
+	{
+		LiveDatabase *db = &live->dbs[i];
+
+		if (db->dboid == dboid)
+		{
+			result = db;
+			break;
+		}
+		/* a database that has no worker and wants none can make room */
+		if (unused == NULL &&
+			(db->dboid == InvalidOid || (db->wanted == LIVE_ABSENT && db->pid == 0)))
+			unused = db;
+	}
+	if (result == NULL && create && unused != NULL)
+	{
+		memset(unused, 0, sizeof(LiveDatabase));
+		pg_atomic_init_u32(&unused->wake, 0);
+		pg_atomic_init_u32(&unused->let_go, 0);
+		unused->dboid = dboid;
+		result = unused;
+	}
+	LWLockRelease(&live->lock);
+	return result;
+}
+
+void
+cs_wake_worker_now(void)
+{
+	live_wake();
+}
+
+void
+live_wake(void)
+{
+	LiveDatabase *db;
+	PGPROC	   *proc;
+
+	if (live_attach() == NULL)
+		return;
+
+	/*
+	 * No lock: slots are not taken away from a database whose worker runs,
+	 * a PGPROC stays where it is, and a latch set for nothing does no harm.
+	 */
+	for (int i = 0; i < live->ndbs; i++)
+	{
+		db = &live->dbs[i];
+		if (db->dboid != MyDatabaseId)
+			continue;
+		proc = db->proc;
+		if (proc != NULL && pg_atomic_exchange_u32(&db->wake, 1) == 0)
+			SetLatch(&proc->procLatch);
+		return;
+	}
+}

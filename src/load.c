@@ -1,0 +1,268 @@
+/*-------------------------------------------------------------------------
+ *
+ * load.c
+ *		Loads, resyncs and sweeps: another reader in front of the same lanes.
+ *
+ * A load goes through the table in pieces by ctid, each in its own snapshot;
+ * what changes meanwhile is queued by the triggers and pushed by the same
+ * lanes, so neither can overtake the other.  A sweep goes through the
+ * target's keys and deletes those that the source does not have.  Both know
+ * how far they were acknowledged and go on from there after a restart.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "crate_sync.h"
+
+#include "access/xact.h"
+#include "sync.h"
+#include "utils/builtins.h"
+
+/* keys in a page of a sweep */
+#define SWEEP_KEYS 5000
+
+static void
+set_string(SyncTable *st, char **place, const char *value)
+{
+	char	   *copy = value ? MemoryContextStrdup(st->cxt, value) : NULL;
+
+	if (*place != NULL)
+		pfree(*place);
+	*place = copy;
+}
+
+/* feeding goes on behind what was acknowledged */
+void
+load_restart(SyncTable *st)
+{
+	st->feed_rel = st->load_rel;
+	st->feed_filenode = st->load_filenode;
+	st->feed_pos = st->load_pos;
+	st->feed_done = false;
+	st->feed_blocks = 32;
+	set_string(st, &st->feed_sweep_key, st->sweep_key);
+	st->sweep_started = false;
+}
+
+static void
+begin_phase(SyncTable *st, LoadPhase phase)
+{
+	st->phase = phase;
+	st->load_rel = InvalidOid;
+	st->load_filenode = InvalidOid;
+	st->load_pos = 0;
+	set_string(st, &st->sweep_key, NULL);
+	st->load_rows = 0;
+	st->load_bytes = 0;
+	st->load_start = GetCurrentTimestamp();
+	st->dirty = true;
+	load_restart(st);
+}
+
+static void
+finish(SyncTable *st)
+{
+	ereport(LOG,
+			(errmsg("crate_sync: %s of %s.%s finished", st->load_mode,
+					st->def->schemaname, st->def->relname)));
+	begin_phase(st, LOAD_NONE);
+	set_string(st, &st->load_mode, NULL);
+	st->load_finished = true;
+}
+
+/*
+ * Starts a load.  mode: initial (into a table that was made for it), full,
+ * upsert, rebuild; or sweep alone.
+ */
+void
+load_begin(SyncTable *st, const char *mode)
+{
+	dlist_iter	it;
+
+	/* pieces of an earlier one that are still in lanes only push rows */
+	dlist_foreach(it, &st->passes)
+	{
+		Pass	   *pass = dlist_container(Pass, node, it.cur);
+
+		if (pass->kind != PASS_QUEUE)
+			pass->load_pos = -1;
+	}
+	set_string(st, &st->load_mode, mode);
+	begin_phase(st, strcmp(mode, "sweep") == 0 ? LOAD_SWEEP : LOAD_ROWS);
+	if (st->range_plan != NULL)
+	{
+		SPI_freeplan(st->range_plan);	/* its filter may be another one */
+		st->range_plan = NULL;
+		st->range_rel = InvalidOid;
+	}
+	ereport(LOG,
+			(errmsg("crate_sync: %s of %s.%s begins", mode,
+					st->def->schemaname, st->def->relname)));
+}
+
+void
+load_cancel(SyncTable *st)
+{
+	bool		was_load = st->phase == LOAD_ROWS || st->phase == LOAD_SWEEP;
+
+	if (st->phase == LOAD_NONE)
+		return;
+	begin_phase(st, LOAD_NONE);
+	set_string(st, &st->load_mode, was_load ? "cancelled" : NULL);
+	ereport(LOG,
+			(errmsg("crate_sync: resync of %s.%s cancelled",
+					st->def->schemaname, st->def->relname)));
+}
+
+/* after TRUNCATE, or when keys were lost: rows may have to go */
+void
+load_want_sweep(SyncTable *st)
+{
+	if (st->phase == LOAD_ROWS)
+	{
+		/* every row is on its way anyway; the sweep comes behind */
+		if (strcmp(st->load_mode, "initial") == 0)
+			set_string(st, &st->load_mode, "full");
+		else if (strcmp(st->load_mode, "upsert") == 0)
+			st->sweep_wanted = true;
+	}
+	else if (st->phase == LOAD_SWEEP)
+		begin_phase(st, LOAD_SWEEP);	/* from the start */
+	else
+		load_begin(st, "sweep");
+	st->dirty = true;
+}
+
+static void
+sweep_step(SyncTable *st)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	Pass	   *pass = pass_create(st, PASS_SWEEP);
+	RowSet	   *page;
+	RowSet	   *after = NULL;
+	TargetResult res;
+
+	MemoryContextSwitchTo(pass->cxt);
+	page = rowset_create(pass->cxt, st->def->nkeys);
+	if (st->feed_sweep_key != NULL)
+		after = reader_key_rowset(st, st->feed_sweep_key);
+	memset(&res, 0, sizeof(res));
+	the_target->ops->page(the_target, &st->def->target, st->def->target.keys, st->def->nkeys,
+						  after, SWEEP_KEYS, !st->sweep_started, page, &res);
+	if (res.outcome != TARGET_OK)
+	{
+		MemoryContextSwitchTo(oldcxt);
+		if (res.outcome == TARGET_REFUSED_ALL || res.outcome == TARGET_UNREACHABLE)
+			target_trouble(res.outcome, res.code, res.message);
+		else
+			table_trouble(st, res.code, res.message, NULL);	/* frees the pass */
+		if (!st->in_error)
+		{
+			pass->load_pos = -1;
+			pass->fed = true;
+			pass_settle(st, pass, 0);
+		}
+		return;
+	}
+	st->sweep_started = true;
+
+	if (page->nrows > 0)
+	{
+		StringInfoData last;
+
+		initStringInfo(&last);
+		for (int k = 0; k < st->def->nkeys; k++)
+		{
+			int			len;
+			const char *cell = rowset_get(page, page->nrows - 1, k, &len);
+
+			if (k > 0)
+				appendStringInfoChar(&last, ',');
+			appendBinaryStringInfo(&last, cell, len);
+		}
+		pass->sweep_key = last.data;
+		set_string(st, &st->feed_sweep_key, last.data);
+
+		pass->keys = keyset_create(pass->cxt, st);
+		StartTransactionCommand();
+		lane_begin_read();
+		for (int row = 0; row < page->nrows; row++)
+		{
+			Datum		values[INDEX_MAX_KEYS];
+
+			if (reader_key_from_cells(st, page, row, values))
+				keyset_add(pass->keys, values);
+			else
+				reader_put_raw_delete(st, pass, page, row);
+		}
+		CommitTransactionCommand();
+	}
+	pass->rows = page->nrows;
+	if (page->nrows < SWEEP_KEYS)
+	{
+		pass->last = true;
+		st->feed_done = true;
+	}
+	pass->fed = pass->keys == NULL || keyset_size(pass->keys) == 0;
+	rowset_free(page);
+	MemoryContextSwitchTo(oldcxt);
+	if (!pass->fed)
+		reader_feed_keys(st, pass);
+	else
+		pass_settle(st, pass, 0);
+}
+
+bool
+load_step(SyncTable *st)
+{
+	if (st->phase == LOAD_NONE || st->feed_done || !worker_may_feed(st))
+		return false;
+	if (st->phase == LOAD_ROWS)
+		reader_feed_range(st);
+	else if (st->phase == LOAD_SWEEP)
+		sweep_step(st);
+	else
+		return false;
+	return true;
+}
+
+/* a piece is acknowledged; called in the order of pieces */
+void
+load_pass_done(SyncTable *st, Pass *pass)
+{
+	if (pass->load_pos == -1 || st->phase == LOAD_NONE)
+		return;					/* of a load that was begun anew */
+	st->load_rows += pass->rows;
+	st->load_bytes += pass->bytes;
+	st->dirty = true;
+	if (pass->kind == PASS_LOAD && st->phase == LOAD_ROWS)
+	{
+		st->load_rel = pass->load_rel;
+		st->load_filenode = pass->load_filenode;
+		st->load_pos = pass->load_pos;
+		if (!pass->last)
+			return;
+		if (strcmp(st->load_mode, "full") == 0 || st->sweep_wanted)
+		{
+			st->sweep_wanted = false;
+			begin_phase(st, LOAD_SWEEP);
+		}
+		else if (strcmp(st->load_mode, "rebuild") == 0)
+			st->swap_wanted = true;
+		else
+			finish(st);
+	}
+	else if (pass->kind == PASS_SWEEP && st->phase == LOAD_SWEEP)
+	{
+		set_string(st, &st->sweep_key, pass->sweep_key);
+		if (pass->last)
+			finish(st);
+	}
+}
+
+/* the new table took the old one's place */
+void
+load_swapped(SyncTable *st)
+{
+	st->swap_wanted = false;
+	finish(st);
+}

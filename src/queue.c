@@ -1,0 +1,641 @@
+/*-------------------------------------------------------------------------
+ *
+ * queue.c
+ *		The queue: chunks of packed keys in tables that rotate.
+ *
+ * Three generations.  Writers fill the one that the sequence queue_generation
+ * names; where they cannot lock it at once they take the next, so they never
+ * wait for the worker.  The worker reads all of them, removes the chunks
+ * whose rows have arrived, and empties a generation when it can have it for
+ * itself for a moment and a fresh snapshot sees nothing in it.  A generation
+ * that has grown is left to be read to its end: writers are sent to an empty
+ * one.  Emptying frees the space whatever old snapshots others hold, for
+ * nobody but the worker reads a generation.
+ *
+ * There is no index and no order: a chunk is found by where it was seen, and
+ * recognised by its id.  Whatever was committed after a scan passed its page
+ * is found by the next scan from the start.
+ *
+ * Chunks are written and removed by the heap's own functions, not by SQL:
+ * neither grants nor search_path, triggers, read-only transactions or
+ * publications have a say in it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "crate_sync.h"
+
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "commands/sequence.h"
+#include "catalog/heap.h"
+#include "executor/tuptable.h"
+#include "queue.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/hsearch.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/xid8.h"
+
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+/* columns, as in the extension's script */
+enum
+{
+	Q_XID, Q_QUEUED_AT, Q_RELID, Q_SEQ, Q_LAYOUT, Q_N, Q_KEYS, Q_NATTS
+};
+
+/* a generation larger than this is left behind by the writers (pages) */
+#define QUEUE_ROTATE_PAGES 16
+
+static const char *const queue_names[QUEUE_TABLES] =
+{
+	"queue_0", "queue_1", "queue_2", "queue_hold"
+};
+
+static Oid
+queue_relid(int table)
+{
+	Oid			nsp = get_namespace_oid(CS_SCHEMA, true);
+
+	return OidIsValid(nsp) ? get_relname_relid(queue_names[table], nsp) : InvalidOid;
+}
+
+/* ---------------------------------------------------------------------
+ * Writers
+ * ------------------------------------------------------------------- */
+
+/*
+ * The generation writers are to fill.  Read straight from the sequence's
+ * page: no snapshot, no lock that could make us wait.
+ */
+static int
+current_generation(void)
+{
+	Oid			nsp = get_namespace_oid(CS_SCHEMA, true);
+	Oid			relid = OidIsValid(nsp) ? get_relname_relid("queue_generation", nsp) : InvalidOid;
+	Relation	rel;
+	Buffer		buf;
+	Page		page;
+	ItemId		lp;
+	int64		value = 0;
+
+	if (!OidIsValid(relid) || !ConditionalLockRelationOid(relid, AccessShareLock))
+		return 0;
+	rel = try_relation_open(relid, NoLock);
+	if (rel == NULL)
+		return 0;
+	buf = ReadBuffer(rel, 0);
+	LockBuffer(buf, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buf);
+	lp = PageGetItemId(page, FirstOffsetNumber);
+	if (ItemIdIsNormal(lp))
+	{
+		HeapTupleHeader tup = (HeapTupleHeader) PageGetItem(page, lp);
+
+		value = ((Form_pg_sequence_data) ((char *) tup + tup->t_hoff))->last_value;
+	}
+	UnlockReleaseBuffer(buf);
+	relation_close(rel, AccessShareLock);
+	return (int) (((uint64) value) % QUEUE_GENERATIONS);
+}
+
+Relation
+queue_open_for_write(void)
+{
+	int			first = current_generation();
+
+	for (;;)
+	{
+		bool		exists = false;
+
+		for (int i = 0; i < QUEUE_GENERATIONS; i++)
+		{
+			Oid			relid = queue_relid((first + i) % QUEUE_GENERATIONS);
+
+			if (!OidIsValid(relid))
+				continue;
+			exists = true;
+			if (ConditionalLockRelationOid(relid, RowExclusiveLock))
+			{
+				Relation	rel = try_relation_open(relid, NoLock);
+
+				if (rel != NULL)
+					return rel;
+			}
+		}
+		if (!exists)
+			return NULL;
+
+		/*
+		 * Somebody holds all three, by hand or in DROP EXTENSION.  Waiting in
+		 * the lock's queue could end in a deadlock and lock_timeout could end
+		 * the writer; so ask again until it is over.
+		 */
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(1000L);
+	}
+}
+
+static void
+insert_tuple(Relation queue, Datum *values)
+{
+	bool		nulls[Q_NATTS] = {0};
+	HeapTuple	tup = heap_form_tuple(RelationGetDescr(queue), values, nulls);
+
+	heap_insert(queue, tup, GetCurrentCommandId(true), HEAP_INSERT_NO_LOGICAL, NULL);
+	heap_freetuple(tup);
+}
+
+void
+queue_insert(Relation queue, Oid relid, int32 seq, int32 layout, int n,
+			 const char *keys, int len)
+{
+	Datum		values[Q_NATTS];
+	bytea	   *packed = palloc(VARHDRSZ + len);
+
+	SET_VARSIZE(packed, VARHDRSZ + len);
+	memcpy(VARDATA(packed), keys, len);
+
+	values[Q_XID] = FullTransactionIdGetDatum(GetTopFullTransactionId());
+	values[Q_QUEUED_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[Q_RELID] = ObjectIdGetDatum(relid);
+	values[Q_SEQ] = Int32GetDatum(seq);
+	values[Q_LAYOUT] = Int32GetDatum(layout);
+	values[Q_N] = Int32GetDatum(n);
+	values[Q_KEYS] = PointerGetDatum(packed);
+	insert_tuple(queue, values);
+	pfree(packed);
+}
+
+/* ---------------------------------------------------------------------
+ * The worker
+ * ------------------------------------------------------------------- */
+
+/* chunks in the worker's hands */
+typedef struct TakenChunk
+{
+	ChunkId		id;				/* hash key */
+	bool		deleted;		/* in the transaction under way */
+} TakenChunk;
+
+static HTAB *taken = NULL;
+static BlockNumber cursor[QUEUE_TABLES];	/* where reading goes on */
+static List *deleted_in_xact = NIL; /* of TakenChunk * */
+static MemoryContext queue_cxt = NULL;
+
+void
+queue_worker_init(void)
+{
+	HASHCTL		ctl;
+
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(ChunkId);
+	ctl.entrysize = sizeof(TakenChunk);
+	queue_cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync queue",
+									  ALLOCSET_DEFAULT_SIZES);
+	ctl.hcxt = queue_cxt;
+	taken = hash_create("crate_sync chunks in hand", 1024, &ctl,
+						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	memset(cursor, 0, sizeof(cursor));
+}
+
+/* opens a queue table for the worker; NULL if it is not there or not to be had */
+static Relation
+queue_open(int table, LOCKMODE mode, bool wait)
+{
+	Oid			relid = queue_relid(table);
+	Relation	rel;
+
+	if (!OidIsValid(relid))
+		return NULL;
+	if (wait)
+		LockRelationOid(relid, mode);
+	else if (!ConditionalLockRelationOid(relid, mode))
+		return NULL;
+	rel = try_relation_open(relid, NoLock);
+	return rel;
+}
+
+static void
+chunk_from_slot(TupleTableSlot *slot, int table, QueueChunk *chunk)
+{
+	slot_getallattrs(slot);
+	memset(chunk, 0, sizeof(QueueChunk));
+	chunk->id.xid = DatumGetFullTransactionId(slot->tts_values[Q_XID]);
+	chunk->id.seq = DatumGetInt32(slot->tts_values[Q_SEQ]);
+	chunk->table = table;
+	chunk->tid = slot->tts_tid;
+	chunk->relid = DatumGetObjectId(slot->tts_values[Q_RELID]);
+	chunk->layout = DatumGetInt32(slot->tts_values[Q_LAYOUT]);
+	chunk->n = DatumGetInt32(slot->tts_values[Q_N]);
+	chunk->queued_at = DatumGetTimestampTz(slot->tts_values[Q_QUEUED_AT]);
+}
+
+/* reads one table from its cursor; returns false if the callback stopped it */
+static bool
+queue_read_table(int table, Snapshot snapshot, QueueRelFilter hold_filter,
+				 QueueChunkCallback callback, void *arg)
+{
+	Relation	rel = queue_open(table, AccessShareLock, false);
+	BlockNumber nblocks;
+	TableScanDesc scan;
+	TupleTableSlot *slot;
+	bool		going = true;
+
+	if (rel == NULL)
+		return true;
+	nblocks = RelationGetNumberOfBlocks(rel);
+	if (cursor[table] >= nblocks)
+		cursor[table] = 0;
+	if (nblocks == 0)
+	{
+		relation_close(rel, AccessShareLock);
+		return true;
+	}
+
+	scan = table_beginscan_strat(rel, snapshot, 0, NULL, true, false);
+	heap_setscanlimits(scan, cursor[table], nblocks - cursor[table]);
+	slot = table_slot_create(rel, NULL);
+	while (going && table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		QueueChunk	chunk;
+		bytea	   *keys;
+		TakenChunk *entry;
+		bool		found;
+
+		chunk_from_slot(slot, table, &chunk);
+		cursor[table] = ItemPointerGetBlockNumber(&chunk.tid);
+		if (table == QUEUE_HOLD && !hold_filter(chunk.relid, arg))
+			continue;
+		if (hash_search(taken, &chunk.id, HASH_FIND, NULL) != NULL)
+			continue;
+
+		keys = DatumGetByteaPP(slot->tts_values[Q_KEYS]);
+		chunk.len = VARSIZE_ANY_EXHDR(keys);
+		chunk.keys = palloc(chunk.len + 1);
+		memcpy(chunk.keys, VARDATA_ANY(keys), chunk.len);
+		if (!callback(&chunk, arg))
+		{
+			pfree(chunk.keys);
+			going = false;
+			break;
+		}
+		entry = hash_search(taken, &chunk.id, HASH_ENTER, &found);
+		entry->deleted = false;
+	}
+	if (going)
+		cursor[table] = 0;		/* the end: from the start next time */
+	ExecDropSingleTupleTableSlot(slot);
+	table_endscan(scan);
+	relation_close(rel, AccessShareLock);
+	return going;
+}
+
+bool
+queue_read(Snapshot snapshot, QueueRelFilter hold_filter,
+		   QueueChunkCallback callback, void *arg)
+{
+	int			current = current_generation();
+
+	/* oldest first: the held, then those the writers have left */
+	if (!queue_read_table(QUEUE_HOLD, snapshot, hold_filter, callback, arg))
+		return false;
+	for (int i = 1; i <= QUEUE_GENERATIONS; i++)
+	{
+		if (!queue_read_table((current + i) % QUEUE_GENERATIONS, snapshot,
+							  hold_filter, callback, arg))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Removes the stored row of a chunk.  If it is not where it was seen, the
+ * table was rewritten: then it is read, and pushed, once more.
+ */
+static bool
+delete_stored(Relation rel, const QueueChunk *chunk)
+{
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	ItemPointerData tid = chunk->tid;
+	TM_FailureData tmfd;
+	bool		same = false;
+
+	if (ItemPointerGetBlockNumber(&tid) < RelationGetNumberOfBlocks(rel) &&
+		table_tuple_fetch_row_version(rel, &tid, GetActiveSnapshot(), slot))
+	{
+		QueueChunk	there;
+
+		chunk_from_slot(slot, chunk->table, &there);
+		same = memcmp(&there.id, &chunk->id, sizeof(ChunkId)) == 0;
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	if (!same)
+		return false;
+	return heap_delete(rel, &tid, GetCurrentCommandId(true), InvalidSnapshot, false,
+					   &tmfd, false) == TM_Ok;
+}
+
+void
+queue_delete(const QueueChunk *chunk)
+{
+	Relation	rel = queue_open(chunk->table, RowExclusiveLock, true);
+	TakenChunk *entry = hash_search(taken, &chunk->id, HASH_FIND, NULL);
+
+	if (rel != NULL)
+	{
+		delete_stored(rel, chunk);
+		relation_close(rel, NoLock);
+	}
+	if (entry != NULL)
+	{
+		MemoryContext oldcxt = MemoryContextSwitchTo(queue_cxt);
+
+		entry->deleted = true;
+		deleted_in_xact = lappend(deleted_in_xact, entry);
+		MemoryContextSwitchTo(oldcxt);
+	}
+}
+
+void
+queue_hold(const QueueChunk *chunk)
+{
+	Relation	hold;
+	Relation	rel;
+
+	if (chunk->table == QUEUE_HOLD)
+	{
+		queue_release(chunk);
+		return;
+	}
+	hold = queue_open(QUEUE_HOLD, RowExclusiveLock, true);
+	rel = queue_open(chunk->table, RowExclusiveLock, true);
+	if (hold != NULL && rel != NULL && delete_stored(rel, chunk))
+	{
+		Datum		values[Q_NATTS];
+		bytea	   *packed = palloc(VARHDRSZ + chunk->len);
+
+		SET_VARSIZE(packed, VARHDRSZ + chunk->len);
+		memcpy(VARDATA(packed), chunk->keys, chunk->len);
+		values[Q_XID] = FullTransactionIdGetDatum(chunk->id.xid);
+		values[Q_QUEUED_AT] = TimestampTzGetDatum(chunk->queued_at);
+		values[Q_RELID] = ObjectIdGetDatum(chunk->relid);
+		values[Q_SEQ] = Int32GetDatum(chunk->id.seq);
+		values[Q_LAYOUT] = Int32GetDatum(chunk->layout);
+		values[Q_N] = Int32GetDatum(chunk->n);
+		values[Q_KEYS] = PointerGetDatum(packed);
+		insert_tuple(hold, values);
+		pfree(packed);
+	}
+	if (rel != NULL)
+		relation_close(rel, NoLock);
+	if (hold != NULL)
+		relation_close(hold, NoLock);
+	queue_release(chunk);
+}
+
+void
+queue_release(const QueueChunk *chunk)
+{
+	hash_search(taken, &chunk->id, HASH_REMOVE, NULL);
+}
+
+void
+queue_end_xact(bool committed)
+{
+	ListCell   *lc;
+
+	foreach(lc, deleted_in_xact)
+	{
+		TakenChunk *entry = lfirst(lc);
+
+		if (committed)
+			hash_search(taken, &entry->id, HASH_REMOVE, NULL);
+		else
+			entry->deleted = false;
+	}
+	list_free(deleted_in_xact);
+	deleted_in_xact = NIL;
+}
+
+/* calls back for every visible chunk of a table, taken or not */
+typedef bool (*StoredCallback) (Relation rel, QueueChunk *chunk, void *arg);
+
+static bool
+walk_stored(int table, Snapshot snapshot, LOCKMODE mode, StoredCallback callback, void *arg)
+{
+	Relation	rel = queue_open(table, mode, true);
+	TableScanDesc scan;
+	TupleTableSlot *slot;
+	bool		stopped = false;
+
+	if (rel == NULL)
+		return false;
+	scan = table_beginscan(rel, snapshot, 0, NULL);
+	slot = table_slot_create(rel, NULL);
+	while (!stopped && table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		QueueChunk	chunk;
+
+		CHECK_FOR_INTERRUPTS();
+		chunk_from_slot(slot, table, &chunk);
+		stopped = callback(rel, &chunk, arg);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	table_endscan(scan);
+	relation_close(rel, mode == AccessShareLock ? mode : NoLock);
+	return stopped;
+}
+
+static bool
+delete_of_relation(Relation rel, QueueChunk *chunk, void *arg)
+{
+	TM_FailureData tmfd;
+
+	if (chunk->relid == *(Oid *) arg &&
+		hash_search(taken, &chunk->id, HASH_FIND, NULL) == NULL)
+		heap_delete(rel, &chunk->tid, GetCurrentCommandId(true), InvalidSnapshot,
+					false, &tmfd, false);
+	return false;
+}
+
+void
+queue_delete_relation(Oid relid)
+{
+	for (int i = 0; i < QUEUE_TABLES; i++)
+		walk_stored(i, GetActiveSnapshot(), RowExclusiveLock, delete_of_relation, &relid);
+}
+
+typedef struct BeforeArg
+{
+	FullTransactionId xid;
+	Oid			relid;
+} BeforeArg;
+
+static bool
+chunk_is_before(Relation rel, QueueChunk *chunk, void *arg)
+{
+	BeforeArg  *before = arg;
+
+	return FullTransactionIdPrecedes(chunk->id.xid, before->xid) &&
+		(!OidIsValid(before->relid) || chunk->relid == before->relid);
+}
+
+bool
+queue_has_before(FullTransactionId xid, Oid relid, Snapshot snapshot)
+{
+	BeforeArg	before = {xid, relid};
+
+	for (int i = 0; i < QUEUE_TABLES; i++)
+	{
+		if (walk_stored(i, snapshot, AccessShareLock, chunk_is_before, &before))
+			return true;
+	}
+	return false;
+}
+
+int64
+queue_sample(int table, Snapshot snapshot, int max_pages, double *scale,
+			 void (*callback) (const QueueChunk *chunk, void *arg), void *arg)
+{
+	Relation	rel = queue_open(table, AccessShareLock, false);
+	BlockNumber nblocks;
+	TableScanDesc scan;
+	TupleTableSlot *slot;
+	int			npages;
+
+	if (rel == NULL)
+		return 0;
+	nblocks = RelationGetNumberOfBlocks(rel);
+	npages = nblocks > max_pages * 2 ? max_pages : nblocks;
+	*scale = npages > 0 ? (double) nblocks / npages : 1.0;
+	slot = table_slot_create(rel, NULL);
+	for (int i = 0; i < npages; i++)
+	{
+		BlockNumber block = npages == nblocks ? i :
+			(BlockNumber) ((double) i * (nblocks - 1) / (npages - 1));
+
+		scan = table_beginscan_strat(rel, snapshot, 0, NULL, true, false);
+		heap_setscanlimits(scan, block, npages == nblocks ? nblocks : 1);
+		while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+		{
+			QueueChunk	chunk;
+			bool		isnull;
+			Datum		keys = slot_getattr(slot, Q_KEYS + 1, &isnull);
+
+			chunk_from_slot(slot, table, &chunk);
+			chunk.len = VARSIZE_ANY_EXHDR(DatumGetPointer(keys));
+			callback(&chunk, arg);
+		}
+		table_endscan(scan);
+		if (npages == nblocks)
+			break;				/* one scan read them all */
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	relation_close(rel, AccessShareLock);
+	return (int64) nblocks * BLCKSZ;
+}
+
+static bool
+any_chunk(Relation rel, QueueChunk *chunk, void *arg)
+{
+	return true;
+}
+
+/*
+ * Empties a generation if nobody is writing to it and nothing is left in it.
+ *
+ * READ COMMITTED, and the snapshot younger than the lock: an older one would
+ * not see what was committed just before we got the lock, and wipe it.
+ */
+static void
+queue_empty(int table)
+{
+	Relation	rel;
+
+	StartTransactionCommand();
+	rel = queue_open(table, AccessExclusiveLock, false);
+	if (rel != NULL)
+	{
+		bool		occupied;
+
+		PushActiveSnapshot(GetLatestSnapshot());
+		occupied = walk_stored(table, GetActiveSnapshot(), AccessExclusiveLock, any_chunk, NULL);
+		PopActiveSnapshot();
+		if (!occupied)
+		{
+			heap_truncate_one_rel(rel);
+			cursor[table] = 0;
+		}
+		relation_close(rel, NoLock);
+	}
+	CommitTransactionCommand();
+}
+
+static BlockNumber
+queue_blocks(int table)
+{
+	Relation	rel = queue_open(table, AccessShareLock, false);
+	BlockNumber n = 0;
+
+	if (rel != NULL)
+	{
+		n = RelationGetNumberOfBlocks(rel);
+		relation_close(rel, AccessShareLock);
+	}
+	return n;
+}
+
+void
+queue_rotate(void)
+{
+	BlockNumber blocks[QUEUE_GENERATIONS];
+	int			current;
+	bool		at_start[QUEUE_GENERATIONS];
+
+	StartTransactionCommand();
+	current = current_generation();
+	for (int i = 0; i < QUEUE_GENERATIONS; i++)
+	{
+		blocks[i] = queue_blocks(i);
+		at_start[i] = cursor[i] == 0;
+	}
+
+	if (blocks[current] > QUEUE_ROTATE_PAGES)
+	{
+		for (int i = 1; i < QUEUE_GENERATIONS; i++)
+		{
+			int			next = (current + i) % QUEUE_GENERATIONS;
+
+			if (blocks[next] == 0)
+			{
+				Oid			seq = get_relname_relid("queue_generation",
+													get_namespace_oid(CS_SCHEMA, false));
+
+				DirectFunctionCall2(setval_oid, ObjectIdGetDatum(seq), Int64GetDatum(next));
+				current = next;
+				break;
+			}
+		}
+	}
+	CommitTransactionCommand();
+
+	/* only where reading has come to the end can nothing be left */
+	for (int i = 0; i < QUEUE_GENERATIONS; i++)
+	{
+		if (blocks[i] > (i == current ? QUEUE_ROTATE_PAGES : 0) && at_start[i])
+			queue_empty(i);
+	}
+}

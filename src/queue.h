@@ -1,0 +1,106 @@
+/*-------------------------------------------------------------------------
+ *
+ * queue.h
+ *		The queue: chunks of packed keys in tables that rotate.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CRATE_SYNC_QUEUE_H
+#define CRATE_SYNC_QUEUE_H
+
+#include "crate_sync.h"
+#include "access/transam.h"
+#include "storage/itemptr.h"
+#include "utils/relcache.h"
+#include "utils/snapshot.h"
+#include "utils/timestamp.h"
+
+#define QUEUE_GENERATIONS 3
+#define QUEUE_HOLD		  QUEUE_GENERATIONS
+#define QUEUE_TABLES	  (QUEUE_GENERATIONS + 1)
+
+/* a chunk's name for good: nothing else is ever called so */
+typedef struct ChunkId
+{
+	FullTransactionId xid;		/* of the topmost transaction that wrote it */
+	int32		seq;
+	int32		unused;			/* 0: the struct is hashed as bytes */
+} ChunkId;
+
+typedef struct QueueChunk
+{
+	ChunkId		id;
+	int			table;			/* generation, or QUEUE_HOLD */
+	ItemPointerData tid;		/* where it was seen; its id decides */
+	Oid			relid;
+	int32		layout;
+	int			n;
+	TimestampTz queued_at;
+	char	   *keys;			/* palloc'd */
+	int			len;
+} QueueChunk;
+
+/* ---- writers ---- */
+
+/*
+ * A generation to write to, open and locked until the transaction ends; NULL
+ * if there is no queue.
+ */
+extern Relation queue_open_for_write(void);
+extern void queue_insert(Relation queue, Oid relid, int32 seq, int32 layout, int n,
+						 const char *keys, int len);
+
+/* ---- the worker; each call in a transaction of its caller ---- */
+
+/*
+ * Called for each chunk that is visible and not in the worker's hands; it
+ * returns false to stop there, the chunk not taken.
+ */
+typedef bool (*QueueChunkCallback) (QueueChunk *chunk, void *arg);
+
+/* false if the relation's chunks shall not be looked at (hold table only) */
+typedef bool (*QueueRelFilter) (Oid relid, void *arg);
+
+extern void queue_worker_init(void);
+
+/*
+ * Goes on where the last call stopped.  Chunks handed to the callback and
+ * accepted are the caller's until queue_delete or queue_release.  Returns
+ * true if the end was reached.
+ */
+extern bool queue_read(Snapshot snapshot, QueueRelFilter hold_filter,
+					   QueueChunkCallback callback, void *arg);
+
+/* removes a chunk that was handed out; at commit it is forgotten */
+extern void queue_delete(const QueueChunk *chunk);
+
+/* moves a chunk to the hold table */
+extern void queue_hold(const QueueChunk *chunk);
+
+/* lets go of a chunk: a later read hands it out again */
+extern void queue_release(const QueueChunk *chunk);
+
+/* to be called after the transaction of queue_delete and queue_hold ended */
+extern void queue_end_xact(bool committed);
+
+/* removes all chunks of a relation, those not handed out */
+extern void queue_delete_relation(Oid relid);
+
+/*
+ * Empties generations that are read to the end, and has writers turn to
+ * another one when the present one has grown.  Runs transactions of its own.
+ */
+extern void queue_rotate(void);
+
+/* is there a committed chunk written before xid, of relid (InvalidOid: any)? */
+extern bool queue_has_before(FullTransactionId xid, Oid relid, Snapshot snapshot);
+
+/*
+ * Looks at no more than about max_pages pages of a queue table, evenly spread;
+ * *scale is set to what each chunk seen stands for.  Returns the table's size
+ * in bytes.
+ */
+extern int64 queue_sample(int table, Snapshot snapshot, int max_pages, double *scale,
+						  void (*callback) (const QueueChunk *chunk, void *arg), void *arg);
+
+#endif							/* CRATE_SYNC_QUEUE_H */

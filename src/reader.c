@@ -1,0 +1,1184 @@
+/*-------------------------------------------------------------------------
+ *
+ * reader.c
+ *		From keys, or a piece of a table, to rows in open batches.
+ *
+ * Each read is one short transaction with one snapshot and one query, run as
+ * the table's owner in a security-restricted operation.  Rows are encoded
+ * straight from the executor's slot.  Before any of it can be sent, WAL is
+ * flushed as far as the snapshot saw: what a crash could still undo in the
+ * source must not be in the target.
+ *
+ * The queue names keys, the table says what is true of them: a key whose row
+ * is there is an upsert, one whose row is not (or does not pass the filter,
+ * or is marked deleted) is a delete.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "crate_sync.h"
+
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "common/hashfn.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_operator.h"
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "mb/pg_wchar.h"
+#include "storage/bufmgr.h"
+#include "sync.h"
+#include "tcop/dest.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/typcache.h"
+
+/* a query asks for that many keys at most */
+#define READ_KEYS 20000
+
+/* ---------------------------------------------------------------------
+ * Sets of keys
+ * ------------------------------------------------------------------- */
+
+typedef struct KeyEntry
+{
+	Datum	   *values;
+	uint32		cells;			/* offset of its key cells in KeySet.arena */
+	uint32		len;
+	int			next;			/* same hash, other key; -1: none */
+	bool		settled;
+	bool		asked;			/* by the query under way */
+} KeyEntry;
+
+typedef struct KeyHash
+{
+	uint64		hash;
+	int			first;
+	char		status;
+} KeyHash;
+
+#define SH_PREFIX keyhash
+#define SH_ELEMENT_TYPE KeyHash
+#define SH_KEY_TYPE uint64
+#define SH_KEY hash
+#define SH_HASH_KEY(tb, key) ((uint32) (key))
+#define SH_EQUAL(tb, a, b) ((a) == (b))
+#define SH_SCOPE static inline
+#define SH_DECLARE
+#define SH_DEFINE
+#include "lib/simplehash.h"
+
+struct KeySet
+{
+	MemoryContext cxt;
+	SyncTable  *st;
+	keyhash_hash *hash;
+	KeyEntry   *entries;
+	int			n;
+	int			max;
+	int			first_open;		/* entries before this one are settled */
+	int			nopen;
+	StringInfoData arena;
+};
+
+KeySet *
+keyset_create(MemoryContext cxt, SyncTable *st)
+{
+	MemoryContext oldcxt = MemoryContextSwitchTo(cxt);
+	KeySet	   *ks = palloc0(sizeof(KeySet));
+
+	ks->cxt = cxt;
+	ks->st = st;
+	ks->hash = keyhash_create(cxt, 256, NULL);
+	ks->max = 64;
+	ks->entries = palloc(sizeof(KeyEntry) * ks->max);
+	initStringInfo(&ks->arena);
+	MemoryContextSwitchTo(oldcxt);
+	return ks;
+}
+
+static int
+keyset_find(KeySet *ks, const char *cells, int len)
+{
+	KeyHash    *h = keyhash_lookup(ks->hash,
+								   hash_bytes_extended((const unsigned char *) cells, len, 0));
+
+	for (int i = h ? h->first : -1; i >= 0; i = ks->entries[i].next)
+	{
+		if (ks->entries[i].len == len &&
+			memcmp(ks->arena.data + ks->entries[i].cells, cells, len) == 0)
+			return i;
+	}
+	return -1;
+}
+
+void
+keyset_add(KeySet *ks, const Datum *values)
+{
+	const KeyLayout *layout = &ks->st->layout;
+	int			start = ks->arena.len;
+	int			len;
+	KeyHash    *h;
+	KeyEntry   *e;
+	bool		found;
+	MemoryContext oldcxt;
+
+	reader_key_cells(ks->st, values, &ks->arena);
+	len = ks->arena.len - start;
+	if (keyset_find(ks, ks->arena.data + start, len) >= 0)
+	{
+		ks->arena.len = start;
+		return;
+	}
+
+	oldcxt = MemoryContextSwitchTo(ks->cxt);
+	if (ks->n == ks->max)
+	{
+		ks->max *= 2;
+		ks->entries = repalloc(ks->entries, sizeof(KeyEntry) * ks->max);
+	}
+	e = &ks->entries[ks->n];
+	e->values = palloc(sizeof(Datum) * layout->ncols);
+	for (int i = 0; i < layout->ncols; i++)
+		e->values[i] = datumCopy(values[i], layout->cols[i].byval, layout->cols[i].len);
+	MemoryContextSwitchTo(oldcxt);
+	e->cells = start;
+	e->len = len;
+	e->settled = false;
+	e->asked = false;
+	h = keyhash_insert(ks->hash,
+					   hash_bytes_extended((const unsigned char *) ks->arena.data + start, len, 0),
+					   &found);
+	e->next = found ? h->first : -1;
+	h->first = ks->n++;
+	ks->nopen++;
+}
+
+int
+keyset_size(const KeySet *ks)
+{
+	return ks->n;
+}
+
+static void
+keyset_settle(KeySet *ks, int i)
+{
+	if (!ks->entries[i].settled)
+	{
+		ks->entries[i].settled = true;
+		ks->nopen--;
+	}
+	while (ks->first_open < ks->n && ks->entries[ks->first_open].settled)
+		ks->first_open++;
+}
+
+/* ---------------------------------------------------------------------
+ * Keys in their three forms: source values, target cells, packed
+ * ------------------------------------------------------------------- */
+
+/* cuts "5,\"a,b\"" into cells; returns how many there are, at most max */
+static int	split_cells(const char *target_key, const char **cell, int *len, int max);
+
+/* one row of key cells, as Target.page wants them */
+RowSet *
+reader_key_rowset(SyncTable *st, const char *target_key)
+{
+	const char *cell[INDEX_MAX_KEYS];
+	int			len[INDEX_MAX_KEYS];
+	int			n = split_cells(target_key, cell, len, INDEX_MAX_KEYS);
+	RowSet	   *rs = rowset_create(CurrentMemoryContext, st->def->nkeys);
+
+	for (int k = 0; k < st->def->nkeys; k++)
+		appendBinaryStringInfo(rowset_cell(rs, k), k < n ? cell[k] : "null", k < n ? len[k] : 4);
+	rowset_end_row(rs);
+	return rs;
+}
+
+void
+reader_key_cells(SyncTable *st, const Datum *values, StringInfo buf)
+{
+	for (int k = 0; k < st->def->nkeys; k++)
+	{
+		CellEncoder *enc = &st->encoders[st->def->keys[k]];
+
+		if (k > 0)
+			appendStringInfoChar(buf, ',');
+		enc->encode(buf, values[k], enc);
+	}
+}
+
+/* a JSON scalar's text: a string without its quotes, anything else as it is */
+static char *
+cell_text(const char *cell, int len)
+{
+	Jsonb	   *jb;
+	JsonbValue	v;
+	char	   *text;
+
+	if (len == 0 || cell[0] != '"')
+		return pnstrdup(cell, len);
+	text = pnstrdup(cell, len);
+	jb = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)));
+	pfree(text);
+	if (!JB_ROOT_IS_SCALAR(jb) || !JsonbExtractScalar(&jb->root, &v) || v.type != jbvString)
+		return pnstrdup(cell, len);
+	return pnstrdup(v.val.string.val, v.val.string.len);
+}
+
+static Datum
+cell_to_datum(SyncTable *st, int keyno, const char *cell, int len)
+{
+	const MirrorColumn *col = &st->def->columns[st->def->keys[keyno]];
+	Oid			infunc;
+	Oid			ioparam;
+	char	   *text = cell_text(cell, len);
+
+	if (col->typid == BOOLOID && len > 0 && cell[0] != '"')
+		return BoolGetDatum(cell[0] == 't');
+	getTypeInputInfo(col->typid, &infunc, &ioparam);
+	return OidInputFunctionCall(infunc, text, ioparam, col->typmod);
+}
+
+bool
+reader_key_from_cells(SyncTable *st, const RowSet *rows, int row, Datum *values)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	volatile bool ok = true;
+
+	/*
+	 * Input functions may throw at what somebody put into the target; this
+	 * runs in a subtransaction's stead: nothing they do has to be undone but
+	 * memory, since they only parse.
+	 */
+	PG_TRY();
+	{
+		for (int k = 0; k < st->def->nkeys; k++)
+		{
+			int			len;
+			const char *cell = rowset_get(rows, row, k, &len);
+
+			values[k] = cell_to_datum(st, k, cell, len);
+		}
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(oldcxt);
+		FlushErrorState();
+		ok = false;
+	}
+	PG_END_TRY();
+	return ok;
+}
+
+static int
+split_cells(const char *target_key, const char **cell, int *len, int max)
+{
+	int			n = 0;
+	const char *p = target_key;
+	const char *start = p;
+	bool		quoted = false;
+
+	for (;; p++)
+	{
+		if (*p == '\0' || (*p == ',' && !quoted))
+		{
+			if (n < max)
+			{
+				cell[n] = start;
+				len[n] = p - start;
+				n++;
+			}
+			if (*p == '\0')
+				return n;
+			start = p + 1;
+		}
+		else if (*p == '\\' && quoted && p[1] != '\0')
+			p++;
+		else if (*p == '"')
+			quoted = !quoted;
+	}
+}
+
+Datum
+reader_cells_to_jsonb(SyncTable *st, const char *target_key)
+{
+	const char *cell[INDEX_MAX_KEYS];
+	int			len[INDEX_MAX_KEYS];
+	int			n = split_cells(target_key, cell, len, INDEX_MAX_KEYS);
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	for (int k = 0; k < n && k < st->def->nkeys; k++)
+	{
+		if (k > 0)
+			appendStringInfoChar(&buf, ',');
+		types_json_string(&buf, st->def->columns[st->def->keys[k]].name,
+						  strlen(st->def->columns[st->def->keys[k]].name));
+		appendStringInfoChar(&buf, ':');
+		appendBinaryStringInfo(&buf, cell[k], len[k]);
+	}
+	appendStringInfoChar(&buf, '}');
+	return DirectFunctionCall1(jsonb_in, CStringGetDatum(buf.data));
+}
+
+/*
+ * The key as the queue would hold it, so that it can be queued again; empty
+ * if the cells are no values of the source's types.  Called outside of
+ * transactions.
+ */
+char *
+reader_pack_cells(SyncTable *st, const char *target_key, int *len)
+{
+	const char *cell[INDEX_MAX_KEYS];
+	int			celllen[INDEX_MAX_KEYS];
+	Datum		values[INDEX_MAX_KEYS];
+	int			n = split_cells(target_key, cell, celllen, INDEX_MAX_KEYS);
+	MemoryContext oldcxt = CurrentMemoryContext;
+	StringInfoData buf;
+	KeyRun		run;
+
+	initStringInfo(&buf);
+	StartTransactionCommand();
+	PG_TRY();
+	{
+		for (int k = 0; k < n && k < st->def->nkeys; k++)
+			values[k] = cell_to_datum(st, k, cell[k], celllen[k]);
+		key_run_start(&run, &st->layout);
+		if (n != st->def->nkeys || !key_pack(&run, &buf, values))
+			resetStringInfo(&buf);
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		AbortCurrentTransaction();
+		FlushErrorState();
+		resetStringInfo(&buf);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcxt);
+	*len = buf.len;
+	return buf.data;
+}
+
+/* ---------------------------------------------------------------------
+ * Queries
+ * ------------------------------------------------------------------- */
+
+static void
+append_equality(StringInfo sql, Oid typid)
+{
+	TypeCacheEntry *tc = lookup_type_cache(getBaseType(typid), TYPECACHE_EQ_OPR);
+	HeapTuple	tup;
+
+	if (!OidIsValid(tc->eq_opr))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("could not identify an equality operator for type %s",
+						format_type_be(typid))));
+	tup = SearchSysCache1(OPEROID, ObjectIdGetDatum(tc->eq_opr));
+	appendStringInfo(sql, " OPERATOR(%s.%s) ",
+					 quote_identifier(get_namespace_name(((Form_pg_operator) GETSTRUCT(tup))->oprnamespace)),
+					 NameStr(((Form_pg_operator) GETSTRUCT(tup))->oprname));
+	ReleaseSysCache(tup);
+}
+
+static void
+append_conditions(StringInfo sql, SyncTable *st)
+{
+	MirrorTable *def = st->def;
+
+	if (def->row_filter != NULL)
+		appendStringInfo(sql, " AND (%s)", def->row_filter);
+	if (def->soft_delete_attnum != 0)
+	{
+		const char *col = quote_identifier(st->spec.soft_delete_column);
+
+		if (def->soft_delete_type == BOOLOID)
+			appendStringInfo(sql, " AND %s IS NOT TRUE", col);
+		else
+			appendStringInfo(sql, " AND %s IS NULL", col);
+	}
+}
+
+static SPIPlanPtr
+prepare_kept(const char *sql, int nargs, Oid *argtypes)
+{
+	SPIPlanPtr	plan;
+
+	/*
+	 * Whatever the statistics say, a few keys of a large table are looked up
+	 * in its index, and a run of blocks by their numbers: the worker has the
+	 * other ways switched off, and one plan serves all sizes.
+	 */
+	plan = SPI_prepare_cursor(sql, nargs, argtypes, CURSOR_OPT_GENERIC_PLAN);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	SPI_keepplan(plan);
+	return plan;
+}
+
+static SPIPlanPtr
+make_key_plan(SyncTable *st, bool exists)
+{
+	MirrorTable *def = st->def;
+	StringInfoData sql;
+	Oid			argtypes[INDEX_MAX_KEYS];
+	bool		first = true;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT ");
+	for (int i = 0; i < def->ncols; i++)
+	{
+		bool		is_key = false;
+
+		for (int k = 0; k < def->nkeys; k++)
+			is_key |= def->keys[k] == i;
+		if (exists && !is_key)
+			continue;
+		appendStringInfo(&sql, "%s\"crate_sync t\".%s", first ? "" : ", ",
+						 quote_identifier(def->columns[i].name));
+		first = false;
+	}
+	appendStringInfo(&sql, " FROM %s.%s AS \"crate_sync t\" WHERE ",
+					 quote_identifier(def->schemaname), quote_identifier(def->relname));
+	for (int k = 0; k < def->nkeys; k++)
+		argtypes[k] = get_array_type(getBaseType(st->layout.cols[k].typid));
+	if (def->nkeys == 1)
+	{
+		appendStringInfo(&sql, "\"crate_sync t\".%s",
+						 quote_identifier(def->columns[def->keys[0]].name));
+		append_equality(&sql, st->layout.cols[0].typid);
+		appendStringInfoString(&sql, "ANY ($1)");
+	}
+	else
+	{
+		appendStringInfoString(&sql, "EXISTS (SELECT FROM ROWS FROM (");
+		for (int k = 0; k < def->nkeys; k++)
+			appendStringInfo(&sql, "%spg_catalog.unnest($%d)", k ? ", " : "", k + 1);
+		appendStringInfoString(&sql, ") AS \"crate_sync q\" (");
+		for (int k = 0; k < def->nkeys; k++)
+			appendStringInfo(&sql, "%sk%d", k ? ", " : "", k);
+		appendStringInfoString(&sql, ") WHERE ");
+		for (int k = 0; k < def->nkeys; k++)
+		{
+			appendStringInfo(&sql, "%s\"crate_sync t\".%s", k ? " AND " : "",
+							 quote_identifier(def->columns[def->keys[k]].name));
+			append_equality(&sql, st->layout.cols[k].typid);
+			appendStringInfo(&sql, "\"crate_sync q\".k%d", k);
+		}
+		appendStringInfoChar(&sql, ')');
+	}
+	append_conditions(&sql, st);
+	return prepare_kept(sql.data, def->nkeys, argtypes);
+}
+
+/* rows of one leaf between two places, the place last */
+static SPIPlanPtr
+make_range_plan(SyncTable *st, Oid relid, bool keys_only)
+{
+	MirrorTable *def = st->def;
+	StringInfoData sql;
+	Oid			argtypes[2] = {TIDOID, TIDOID};
+	char	   *relname = get_rel_name(relid);
+
+	if (relname == NULL)
+		return NULL;
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT ");
+	if (keys_only)
+	{
+		for (int k = 0; k < def->nkeys; k++)
+			appendStringInfo(&sql, "%s, ", quote_identifier(def->columns[def->keys[k]].name));
+	}
+	else
+	{
+		for (int i = 0; i < def->ncols; i++)
+			appendStringInfo(&sql, "%s, ", quote_identifier(def->columns[i].name));
+	}
+	appendStringInfo(&sql, "ctid FROM ONLY %s.%s WHERE ctid > $1 AND ctid < $2",
+					 quote_identifier(get_namespace_name(get_rel_namespace(relid))),
+					 quote_identifier(relname));
+	if (!keys_only)
+	{
+		append_conditions(&sql, st);
+		if (st->spec.resync_filter != NULL && st->load_mode != NULL &&
+			strcmp(st->load_mode, "upsert") == 0)
+			appendStringInfo(&sql, " AND (%s)", st->spec.resync_filter);
+	}
+	return prepare_kept(sql.data, 2, argtypes);
+}
+
+void
+reader_forget(SyncTable *st)
+{
+	if (st->key_plan != NULL)
+		SPI_freeplan(st->key_plan);
+	if (st->exists_plan != NULL)
+		SPI_freeplan(st->exists_plan);
+	if (st->range_plan != NULL)
+		SPI_freeplan(st->range_plan);
+	st->key_plan = st->exists_plan = st->range_plan = NULL;
+	st->range_rel = InvalidOid;
+}
+
+/* st->def is new: what belongs to it, in st->def_cxt */
+void
+reader_setup(SyncTable *st)
+{
+	MirrorTable *def = st->def;
+	MemoryContext oldcxt = MemoryContextSwitchTo(st->def_cxt);
+	char	   *names[INDEX_MAX_KEYS];
+	Relation	rel;
+
+	reader_forget(st);
+	st->encoders = palloc0(sizeof(CellEncoder) * def->ncols);
+	for (int i = 0; i < def->ncols; i++)
+		types_encoder(def->columns[i].typid, def->columns[i].typmod,
+					  &def->columns[i].map, &st->encoders[i]);
+	for (int k = 0; k < def->nkeys; k++)
+		names[k] = def->columns[def->keys[k]].name;
+	rel = relation_open(st->relid, AccessShareLock);
+	if (!key_layout(RelationGetDescr(rel), def->nkeys, names, &st->layout))
+		elog(ERROR, "the key of %s cannot be packed", def->relname);
+	relation_close(rel, AccessShareLock);
+	MemoryContextSwitchTo(oldcxt);
+}
+
+/* ---------------------------------------------------------------------
+ * From slot to batch
+ * ------------------------------------------------------------------- */
+
+typedef struct RowReceiver
+{
+	DestReceiver pub;
+	SyncTable  *st;
+	Pass	   *pass;
+	KeySet	   *keys;			/* to settle, or NULL */
+	bool		exists_only;	/* settle only, the slot has key columns only */
+	bool		has_tid;		/* the slot's last column is the ctid */
+	MemoryContext row_cxt;
+	StringInfoData key;
+	int			keyend[INDEX_MAX_KEYS];
+	RowSet	   *filling;		/* a row is half written here */
+	int64		n;
+	ItemPointerData last_tid;
+	bool		stopped;		/* for want of memory */
+} RowReceiver;
+
+static RowReceiver receiver;
+
+static void
+encode_key(RowReceiver *r, const Datum *values, const int *places)
+{
+	MirrorTable *def = r->st->def;
+
+	resetStringInfo(&r->key);
+	for (int k = 0; k < def->nkeys; k++)
+	{
+		CellEncoder *enc = &r->st->encoders[def->keys[k]];
+
+		if (k > 0)
+			appendStringInfoChar(&r->key, ',');
+		enc->encode(&r->key, values[places ? places[k] : k], enc);
+		r->keyend[k] = r->key.len;
+	}
+}
+
+static inline void
+key_cell(const RowReceiver *r, int k, StringInfo to)
+{
+	int			start = k > 0 ? r->keyend[k - 1] + 1 : 0;
+
+	appendBinaryStringInfo(to, r->key.data + start, r->keyend[k] - start);
+}
+
+/* puts a delete of the key in r->key into its lane */
+static void
+put_delete(RowReceiver *r)
+{
+	Lane	   *lane = lane_for_key(r->st, r->key.data, r->key.len);
+	Batch	   *batch = lane_open_batch(lane);
+
+	for (int k = 0; k < r->st->def->nkeys; k++)
+		key_cell(r, k, rowset_cell(batch->deletes, k));
+	lane_row_done(lane, batch, r->pass, true, r->key.data, r->key.len, r->key.len + 8);
+}
+
+/* deletes a key that the source cannot even spell */
+void
+reader_put_raw_delete(SyncTable *st, Pass *pass, const RowSet *rows, int row)
+{
+	StringInfoData key;
+	Lane	   *lane;
+	Batch	   *batch;
+
+	initStringInfo(&key);
+	for (int k = 0; k < st->def->nkeys; k++)
+	{
+		int			len;
+		const char *cell = rowset_get(rows, row, k, &len);
+
+		if (k > 0)
+			appendStringInfoChar(&key, ',');
+		appendBinaryStringInfo(&key, cell, len);
+	}
+	lane = lane_for_key(st, key.data, key.len);
+	batch = lane_open_batch(lane);
+	for (int k = 0; k < st->def->nkeys; k++)
+	{
+		int			len;
+		const char *cell = rowset_get(rows, row, k, &len);
+
+		appendBinaryStringInfo(rowset_cell(batch->deletes, k), cell, len);
+	}
+	lane_row_done(lane, batch, pass, true, key.data, key.len, key.len + 8);
+	pfree(key.data);
+}
+
+static bool
+receive_row(TupleTableSlot *slot, DestReceiver *self)
+{
+	RowReceiver *r = (RowReceiver *) self;
+	SyncTable  *st = r->st;
+	MirrorTable *def = st->def;
+	MemoryContext oldcxt;
+
+	slot_getallattrs(slot);
+	MemoryContextReset(r->row_cxt);
+	oldcxt = MemoryContextSwitchTo(r->row_cxt);
+
+	if (r->exists_only)
+	{
+		/* key columns come in the table's order: find each */
+		Datum		values[INDEX_MAX_KEYS];
+		int			at = 0;
+
+		for (int i = 0; i < def->ncols; i++)
+		{
+			for (int k = 0; k < def->nkeys; k++)
+			{
+				if (def->keys[k] == i)
+					values[k] = slot->tts_values[at++];
+			}
+		}
+		encode_key(r, values, NULL);
+	}
+	else
+		encode_key(r, slot->tts_values, def->keys);
+
+	if (!r->exists_only)
+	{
+		Lane	   *lane = lane_for_key(st, r->key.data, r->key.len);
+		Batch	   *batch = lane_open_batch(lane);
+		Size		bytes = 0;
+
+		r->filling = batch->upserts;
+		for (int i = 0; i < def->ncols; i++)
+		{
+			StringInfo	cell = rowset_cell(batch->upserts, i);
+			int			before = cell->len;
+
+			if (slot->tts_isnull[i])
+				appendBinaryStringInfo(cell, "null", 4);
+			else
+				st->encoders[i].encode(cell, slot->tts_values[i], &st->encoders[i]);
+			bytes += cell->len - before + 1;
+		}
+		lane_row_done(lane, batch, r->pass, false, r->key.data, r->key.len, bytes);
+		r->filling = NULL;
+		r->pass->bytes += bytes;
+	}
+	r->n++;
+
+	if (r->keys != NULL)
+	{
+		int			i = keyset_find(r->keys, r->key.data, r->key.len);
+
+		/* another spelling of an equal key: the queued one is not there */
+		if (i >= 0)
+			keyset_settle(r->keys, i);
+	}
+	if (r->has_tid)
+		r->last_tid = *(ItemPointer) DatumGetPointer(slot->tts_values[slot->tts_tupleDescriptor->natts - 1]);
+	MemoryContextSwitchTo(oldcxt);
+
+	if (worker_held_bytes > (Size) cs_work_mem * 1024 / 2)
+	{
+		r->stopped = true;
+		return false;
+	}
+	return true;
+}
+
+static void
+receive_startup(DestReceiver *self, int operation, TupleDesc typeinfo)
+{
+}
+
+static void
+receive_end(DestReceiver *self)
+{
+}
+
+static RowReceiver *
+receiver_for(SyncTable *st, Pass *pass, KeySet *keys)
+{
+	RowReceiver *r = &receiver;
+
+	if (r->row_cxt == NULL)
+	{
+		MemoryContext oldcxt = MemoryContextSwitchTo(TopMemoryContext);
+
+		r->row_cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync row",
+										   ALLOCSET_DEFAULT_SIZES);
+		initStringInfo(&r->key);
+		MemoryContextSwitchTo(oldcxt);
+		r->pub.receiveSlot = receive_row;
+		r->pub.rStartup = receive_startup;
+		r->pub.rShutdown = receive_end;
+		r->pub.rDestroy = receive_end;
+		r->pub.mydest = DestNone;
+	}
+	r->st = st;
+	r->pass = pass;
+	r->keys = keys;
+	r->exists_only = false;
+	r->has_tid = false;
+	r->filling = NULL;
+	r->n = 0;
+	r->stopped = false;
+	return r;
+}
+
+/*
+ * Runs a read as the table's owner.  Returns NULL, or the error, palloc'd in
+ * the caller's context, the transaction then being over all the same.
+ */
+typedef void (*ReadFunc) (SyncTable *st, RowReceiver *r, void *arg);
+
+static ErrorData *
+read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	ErrorData  *volatile error = NULL;
+	volatile XLogRecPtr seen = InvalidXLogRecPtr;
+
+	StartTransactionCommand();
+	PG_TRY();
+	{
+		Oid			save_userid;
+		int			save_sec;
+
+		PushActiveSnapshot(GetTransactionSnapshot());
+		/* what the snapshot saw was inserted into WAL before this */
+		seen = GetXLogInsertRecPtr();
+		SPI_connect();
+		GetUserIdAndSecContext(&save_userid, &save_sec);
+		SetUserIdAndSecContext(st->def->owner, save_sec | SECURITY_RESTRICTED_OPERATION);
+		lane_begin_read();
+		func(st, r, arg);
+		SetUserIdAndSecContext(save_userid, save_sec);
+		SPI_finish();
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(oldcxt);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		if (r->filling != NULL)
+			rowset_undo_row(r->filling);
+		r->filling = NULL;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcxt);
+
+	/* rows read before an error are in batches: the flush is due either way */
+	if (r->n > 0 && seen != InvalidXLogRecPtr)
+		XLogFlush(seen);
+	return error;
+}
+
+static void
+execute_plan(RowReceiver *r, SPIPlanPtr plan, int nparams, const Oid *types, const Datum *values)
+{
+	SPIExecuteOptions options;
+	ParamListInfo params = makeParamList(nparams);
+	int			rc;
+
+	for (int i = 0; i < nparams; i++)
+	{
+		params->params[i].value = values[i];
+		params->params[i].isnull = false;
+		params->params[i].pflags = PARAM_FLAG_CONST;
+		params->params[i].ptype = types[i];
+	}
+	memset(&options, 0, sizeof(options));
+	options.params = params;
+	options.read_only = true;
+	options.dest = &r->pub;
+	rc = SPI_execute_plan_extended(plan, &options);
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(rc));
+}
+
+/* asks for the keys marked as asked */
+static void
+read_keys(SyncTable *st, RowReceiver *r, void *arg)
+{
+	KeySet	   *ks = r->keys;
+	SPIPlanPtr *plan = r->exists_only ? &st->exists_plan : &st->key_plan;
+	int			nkeys = st->layout.ncols;
+	Datum		params[INDEX_MAX_KEYS];
+	Oid			types[INDEX_MAX_KEYS];
+	Datum	   *elems = palloc(sizeof(Datum) * Max(1, ks->nopen));
+
+	if (*plan == NULL)
+		*plan = make_key_plan(st, r->exists_only);
+
+	for (int k = 0; k < nkeys; k++)
+	{
+		const KeyColumn *col = &st->layout.cols[k];
+		Oid			base = getBaseType(col->typid);
+		int			n = 0;
+		int16		len;
+		bool		byval;
+		char		align;
+
+		for (int i = ks->first_open; i < ks->n; i++)
+		{
+			if (ks->entries[i].asked)
+				elems[n++] = ks->entries[i].values[k];
+		}
+		get_typlenbyvalalign(base, &len, &byval, &align);
+		params[k] = PointerGetDatum(construct_array(elems, n, base, len, byval, align));
+		types[k] = get_array_type(base);
+	}
+	execute_plan(r, *plan, nkeys, types, params);
+	if (r->stopped)
+		return;
+
+	/* whoever was asked for and did not come is not there */
+	for (int i = ks->first_open; i < ks->n; i++)
+	{
+		KeyEntry   *e = &ks->entries[i];
+
+		if (!e->asked || e->settled)
+			continue;
+		MemoryContextReset(r->row_cxt);
+		encode_key(r, e->values, NULL);
+		put_delete(r);
+		keyset_settle(ks, i);
+	}
+}
+
+/* is it the row's own fault, or that of the circumstances? */
+static bool
+error_is_the_rows(const ErrorData *error)
+{
+	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
+	{
+		case ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION:
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
+		case ERRCODE_OPERATOR_INTERVENTION:
+		case ERRCODE_INVALID_TRANSACTION_STATE:
+			return false;
+		default:
+			return true;
+	}
+}
+
+static void
+read_trouble(SyncTable *st, ErrorData *error)
+{
+	st->stale = true;
+	table_trouble(st, unpack_sql_state(error->sqlerrcode),
+				  psprintf("reading %s: %s", st->def->relname, error->message), error->hint);
+}
+
+void
+reader_feed_keys(SyncTable *st, Pass *pass)
+{
+	KeySet	   *ks = pass->keys;
+	bool		sweep = pass->kind == PASS_SWEEP;
+
+	while (ks->nopen > 0 && worker_may_feed(st))
+	{
+		RowReceiver *r = receiver_for(st, pass, ks);
+		int			limit = pass->read_limit > 0 ? pass->read_limit : READ_KEYS;
+		int			asked = 0;
+		int			last = ks->first_open;
+		ErrorData  *error;
+
+		r->exists_only = sweep;
+		for (int i = ks->first_open; i < ks->n && asked < limit; i++)
+		{
+			ks->entries[i].asked = !ks->entries[i].settled;
+			asked += ks->entries[i].asked;
+			last = i + 1;
+		}
+		for (int i = last; i < ks->n; i++)
+			ks->entries[i].asked = false;
+
+		error = read_transaction(st, r, read_keys, NULL);
+		if (error == NULL && !r->stopped)
+		{
+			if (pass->read_limit > 0)
+				pass->read_limit = pass->read_limit < READ_KEYS / 2 ? pass->read_limit * 2 : 0;
+		}
+		else if (error != NULL)
+		{
+			if (!error_is_the_rows(error))
+			{
+				read_trouble(st, error);
+				return;			/* the pass is gone */
+			}
+			if (asked > 1)
+				pass->read_limit = Max(1, asked / 2);
+			else
+			{
+				KeyEntry   *e = NULL;
+				StringInfoData packed;
+				KeyRun		run;
+
+				for (int i = ks->first_open; i < last; i++)
+				{
+					if (ks->entries[i].asked && !ks->entries[i].settled)
+					{
+						e = &ks->entries[i];
+						keyset_settle(ks, i);
+						break;
+					}
+				}
+				initStringInfo(&packed);
+				key_run_start(&run, &st->layout);
+				if (e != NULL && key_pack(&run, &packed, e->values))
+					park_row(st, ks->arena.data + e->cells, e->len, packed.data, packed.len,
+							 "read", unpack_sql_state(error->sqlerrcode), error->message);
+				pfree(packed.data);
+			}
+			FreeErrorData(error);
+		}
+	}
+	if (ks->nopen == 0)
+	{
+		pass->fed = true;
+		pass_settle(st, pass, 0);
+	}
+}
+
+/* ---------------------------------------------------------------------
+ * Pieces of a load
+ * ------------------------------------------------------------------- */
+
+typedef struct RangeArg
+{
+	ItemPointerData from;		/* behind this */
+	ItemPointerData to;			/* before this */
+	BlockNumber nblocks;		/* out: of the leaf */
+	bool		keys_only;
+	bool		gone;			/* out */
+	bool		restarted;		/* out: storage is new */
+	int			blocks;
+	KeySet	   *keys;			/* keys_only: they go here */
+} RangeArg;
+
+static bool
+receive_key(TupleTableSlot *slot, DestReceiver *self)
+{
+	RowReceiver *r = (RowReceiver *) self;
+
+	slot_getallattrs(slot);
+	keyset_add(r->keys, slot->tts_values);
+	return true;
+}
+
+static void
+read_range(SyncTable *st, RowReceiver *r, void *arg)
+{
+	RangeArg   *range = arg;
+	Oid			types[2] = {TIDOID, TIDOID};
+	Datum		params[2];
+	Relation	rel = try_relation_open(st->feed_rel, AccessShareLock);
+	BlockNumber from;
+	BlockNumber to;
+
+	if (rel == NULL)
+	{
+		range->gone = true;
+		return;
+	}
+	range->nblocks = RelationGetNumberOfBlocks(rel);
+	if (st->feed_filenode != InvalidOid &&
+		st->feed_filenode != CS_RELFILENUMBER(rel))
+	{
+		/* rewritten since: places mean nothing any more */
+		st->feed_pos = 0;
+	}
+	st->feed_filenode = CS_RELFILENUMBER(rel);
+	relation_close(rel, NoLock);
+
+	from = (BlockNumber) (st->feed_pos >> 16);
+	ItemPointerSet(&range->from, from, (OffsetNumber) (st->feed_pos & 0xffff));
+	if (from >= range->nblocks)
+	{
+		ItemPointerSet(&range->to, from, 0);
+		return;
+	}
+	to = range->nblocks - from > range->blocks ? from + range->blocks : range->nblocks;
+	ItemPointerSet(&range->to, to, 0);
+
+	if (range->keys_only)
+	{
+		SPIPlanPtr	plan = make_range_plan(st, st->feed_rel, true);
+
+		params[0] = PointerGetDatum(&range->from);
+		params[1] = PointerGetDatum(&range->to);
+		if (plan != NULL)
+		{
+			r->pub.receiveSlot = receive_key;
+			execute_plan(r, plan, 2, types, params);
+			r->pub.receiveSlot = receive_row;
+			SPI_freeplan(plan);
+		}
+		return;
+	}
+
+	if (st->range_rel != st->feed_rel || st->range_plan == NULL)
+	{
+		if (st->range_plan != NULL)
+			SPI_freeplan(st->range_plan);
+		st->range_plan = make_range_plan(st, st->feed_rel, false);
+		st->range_rel = st->feed_rel;
+	}
+	params[0] = PointerGetDatum(&range->from);
+	params[1] = PointerGetDatum(&range->to);
+	if (st->range_plan == NULL)
+		range->gone = true;
+	else
+		execute_plan(r, st->range_plan, 2, types, params);
+}
+
+/* the next leaf to read, in the order of their OIDs; InvalidOid: none left */
+static Oid
+next_leaf(SyncTable *st, Oid after)
+{
+	ListCell   *lc;
+
+	foreach(lc, st->feed_leaves)
+	{
+		if (lfirst_oid(lc) > after)
+			return lfirst_oid(lc);
+	}
+	return InvalidOid;
+}
+
+void
+reader_feed_range(SyncTable *st)
+{
+	RowReceiver *r;
+	RangeArg	range;
+	Pass	   *pass;
+	ErrorData  *error;
+	int64		wanted = (int64) st->batch_rows * st->nlanes;
+
+	if (st->feed_rel == InvalidOid)
+	{
+		st->feed_rel = next_leaf(st, InvalidOid);
+		st->feed_filenode = InvalidOid;
+		st->feed_pos = 0;
+	}
+	pass = pass_create(st, PASS_LOAD);
+	memset(&range, 0, sizeof(range));
+	range.blocks = Max(1, st->feed_blocks);
+
+	if (st->feed_rel != InvalidOid)
+	{
+		r = receiver_for(st, pass, NULL);
+		r->has_tid = true;
+		error = read_transaction(st, r, read_range, &range);
+		if (error != NULL && error_is_the_rows(error))
+		{
+			/*
+			 * A row in this piece cannot be read or encoded.  Narrow it down
+			 * to a block, then go by key.
+			 */
+			if (range.blocks > 1)
+			{
+				st->feed_blocks = Max(1, range.blocks / 8);
+				pass->fed = true;
+				pass->load_rel = st->load_rel;	/* no step forward */
+				pass->load_filenode = st->load_filenode;
+				pass->load_pos = -1;
+				pass_settle(st, pass, 0);
+				FreeErrorData(error);
+				return;
+			}
+			FreeErrorData(error);
+			range.keys_only = true;
+			pass->keys = keyset_create(pass->cxt, st);
+			r->keys = pass->keys;
+			error = read_transaction(st, r, read_range, &range);
+			r->pub.receiveSlot = receive_row;
+		}
+		if (error != NULL)
+		{
+			receiver.pub.receiveSlot = receive_row;
+			read_trouble(st, error);
+			return;
+		}
+
+		pass->rows = r->n;
+		if (range.gone)
+			st->feed_pos = (int64) InvalidBlockNumber << 16;
+		else if (r->stopped)
+			st->feed_pos = ((int64) ItemPointerGetBlockNumber(&r->last_tid) << 16) |
+				ItemPointerGetOffsetNumber(&r->last_tid);
+		else
+		{
+			int64		blocks = ItemPointerGetBlockNumberNoCheck(&range.to) -
+				ItemPointerGetBlockNumberNoCheck(&range.from);
+
+			st->feed_pos = (int64) ItemPointerGetBlockNumberNoCheck(&range.to) << 16;
+
+			/* as many blocks next time as make full batches */
+			if (blocks > 0)
+			{
+				double		per_block = Max(1.0, (double) r->n / blocks);
+
+				st->feed_blocks = (int) Max(1.0, Min(wanted / per_block, range.blocks * 4.0));
+			}
+		}
+
+		if (range.gone ||
+			(!r->stopped && (st->feed_pos >> 16) >= (int64) range.nblocks))
+		{
+			st->feed_rel = next_leaf(st, st->feed_rel);
+			st->feed_filenode = InvalidOid;
+			st->feed_pos = 0;
+		}
+	}
+
+	pass->load_rel = st->feed_rel;
+	pass->load_filenode = st->feed_filenode;
+	pass->load_pos = st->feed_pos;
+	if (st->feed_rel == InvalidOid)
+	{
+		pass->last = true;
+		st->feed_done = true;
+	}
+	pass->fed = pass->keys == NULL || pass->keys->nopen == 0;
+	pass_settle(st, pass, 0);
+}

@@ -1,0 +1,931 @@
+/*-------------------------------------------------------------------------
+ *
+ * state.c
+ *		The worker's tables: read from the catalog, written down with every
+ *		acknowledgement.
+ *
+ * An acknowledgement is one transaction: chunks whose rows have arrived or
+ * were parked leave the queue, parked rows are written down, loads and counts
+ * move on.  If it is lost, work is repeated, nothing else.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "crate_sync.h"
+
+#include "access/relation.h"
+#include "access/xact.h"
+#include "attach.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
+#include "access/tableam.h"
+#include "executor/spi.h"
+#include "live.h"
+#include "storage/lmgr.h"
+#include "sync.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+dlist_head	sync_tables = DLIST_STATIC_INIT(sync_tables);
+
+Oid			state_catalog_relid = InvalidOid;	/* of crate_sync.mirror */
+
+static bool catalog_stale = true;
+static TimestampTz next_reload = 0;
+static int	done_passes = 0;	/* waiting for an acknowledgement */
+static List *dropped_chunks = NIL;	/* of tables that are not mirrored */
+static MemoryContext dropped_cxt = NULL;
+static TimestampTz process_start = 0;
+
+/* ---------------------------------------------------------------------
+ * Passes
+ * ------------------------------------------------------------------- */
+
+Pass *
+pass_create(SyncTable *st, PassKind kind)
+{
+	MemoryContext cxt = AllocSetContextCreate(st->cxt, "crate_sync pass",
+											  ALLOCSET_SMALL_SIZES);
+	Pass	   *pass = MemoryContextAllocZero(cxt, sizeof(Pass));
+
+	pass->cxt = cxt;
+	pass->kind = kind;
+	dlist_push_tail(&st->passes, &pass->node);
+	return pass;
+}
+
+static void
+pass_free(Pass *pass)
+{
+	if (pass->done)
+		done_passes--;
+	dlist_delete(&pass->node);
+	MemoryContextDelete(pass->cxt);
+}
+
+void
+pass_settle(SyncTable *st, Pass *pass, int n)
+{
+	pass->pending -= n;
+	if (pass->pending == 0 && pass->fed && !pass->done)
+	{
+		pass->done = true;
+		done_passes++;
+	}
+}
+
+/* forgets all that is in memory; chunks are held, or read again */
+static void
+drop_work(SyncTable *st, bool hold)
+{
+	lanes_drop(st);
+	while (!dlist_is_empty(&st->passes))
+	{
+		Pass	   *pass = dlist_container(Pass, node, dlist_head_node(&st->passes));
+		ListCell   *lc;
+
+		foreach(lc, pass->chunks)
+		{
+			if (hold)
+				feed_hold(lfirst(lc));
+			else
+				queue_release(lfirst(lc));
+		}
+		pass_free(pass);
+	}
+	load_restart(st);
+}
+
+void
+state_drop_chunk(const QueueChunk *chunk)
+{
+	MemoryContext oldcxt;
+	QueueChunk *copy;
+
+	if (dropped_cxt == NULL)
+		dropped_cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync dropped chunks",
+											ALLOCSET_DEFAULT_SIZES);
+	oldcxt = MemoryContextSwitchTo(dropped_cxt);
+	copy = palloc(sizeof(QueueChunk));
+	*copy = *chunk;
+	copy->keys = NULL;
+	dropped_chunks = lappend(dropped_chunks, copy);
+	MemoryContextSwitchTo(oldcxt);
+}
+
+/* ---------------------------------------------------------------------
+ * From the catalog
+ * ------------------------------------------------------------------- */
+
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	dlist_iter	it;
+
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+		ListCell   *lc;
+
+		if (!OidIsValid(relid) || st->relid == relid)
+		{
+			st->stale = catalog_stale = true;
+			st->error_retry_at = 0; /* perhaps that was the remedy */
+			next_reload = 0;
+		}
+		foreach(lc, st->feed_leaves)
+		{
+			if (lfirst_oid(lc) == relid)
+				st->stale = catalog_stale = true;
+		}
+	}
+	if (!OidIsValid(relid) || relid == state_catalog_relid)
+		state_changed();
+}
+
+void
+state_init(void)
+{
+	process_start = GetCurrentTimestamp();
+	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+}
+
+void
+state_changed(void)
+{
+	catalog_stale = true;
+	next_reload = 0;
+}
+
+bool
+state_catalog_stale(void)
+{
+	return catalog_stale && GetCurrentTimestamp() >= next_reload;
+}
+
+SyncTable *
+state_find(Oid relid)
+{
+	dlist_iter	it;
+
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		if (st->relid == relid)
+			return st;
+	}
+	return NULL;
+}
+
+static char *
+spi_string(int row, const char *name)
+{
+	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
+						SPI_fnumber(SPI_tuptable->tupdesc, name));
+}
+
+static int64
+spi_int(int row, const char *name, int64 when_null)
+{
+	bool		isnull;
+	int			attno = SPI_fnumber(SPI_tuptable->tupdesc, name);
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
+									  attno, &isnull);
+
+	if (isnull)
+		return when_null;
+	switch (SPI_gettypeid(SPI_tuptable->tupdesc, attno))
+	{
+		case INT4OID:
+			return DatumGetInt32(value);
+		case OIDOID:
+			return DatumGetObjectId(value);
+		case BOOLOID:
+			return DatumGetBool(value);
+		default:
+			return DatumGetInt64(value);
+	}
+}
+
+/* what was written down about a table; makes its row if there is none */
+static void
+read_durable(SyncTable *st)
+{
+	Oid			types[2] = {INT4OID, OIDOID};
+	Datum		values[2] = {Int32GetDatum(st->spec.mirror_id), ObjectIdGetDatum(st->relid)};
+	char	   *phase;
+	MemoryContext oldcxt;
+
+	SPI_connect();
+	SPI_execute_with_args("INSERT INTO crate_sync.mirror_state (mirror_id, relid) VALUES ($1, $2) "
+						  "ON CONFLICT (mirror_id) DO NOTHING",
+						  2, types, values, NULL, false, 0);
+	SPI_execute_with_args("SELECT * FROM crate_sync.mirror_state WHERE mirror_id = $1",
+						  1, types, values, NULL, false, 0);
+	if (SPI_processed == 1)
+	{
+		char	   *s;
+
+		oldcxt = MemoryContextSwitchTo(st->cxt);
+		st->resync_done = spi_int(0, "resync_done", -1);
+		st->verify_done = spi_int(0, "verify_done", 0);
+		st->load_rel = spi_int(0, "load_rel", InvalidOid);
+		st->load_filenode = spi_int(0, "load_filenode", InvalidOid);
+		st->load_pos = spi_int(0, "load_block", 0);
+		st->load_rows = spi_int(0, "load_rows", 0);
+		st->load_total = spi_int(0, "load_total", -1);
+		st->load_bytes = spi_int(0, "load_bytes", 0);
+		st->load_start = spi_int(0, "load_start", 0);
+		s = spi_string(0, "shape");
+		st->shape = s ? pstrdup(s) : NULL;
+		s = spi_string(0, "load_mode");
+		st->load_mode = s ? pstrdup(s) : NULL;
+		s = spi_string(0, "sweep_key");
+		st->sweep_key = s ? pstrdup(s) : NULL;
+		phase = spi_string(0, "load_phase");
+		st->phase = phase == NULL ? LOAD_NONE :
+			strcmp(phase, "load") == 0 ? LOAD_ROWS :
+			strcmp(phase, "sweep") == 0 ? LOAD_SWEEP : LOAD_NONE;
+		MemoryContextSwitchTo(oldcxt);
+	}
+	SPI_execute_with_args("SELECT target_key FROM crate_sync.failed WHERE mirror_id = $1 LIMIT 1000000",
+						  1, types, values, NULL, false, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		char	   *key = spi_string(i, "target_key");
+
+		failed_key_note(st, key, strlen(key));
+	}
+	SPI_finish();
+	st->state_known = true;
+	load_restart(st);
+}
+
+static SyncTable *
+create_table(const MirrorSpec *spec)
+{
+	MemoryContext cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync table",
+											  ALLOCSET_DEFAULT_SIZES);
+	SyncTable  *st = MemoryContextAllocZero(cxt, sizeof(SyncTable));
+
+	st->cxt = cxt;
+	st->relid = spec->relid;
+	st->spec.mirror_id = spec->mirror_id;
+	st->stale = true;
+	st->unrefreshed = true;
+	st->batch_rows = cs_batch_rows;
+	st->load_total = -1;
+	dlist_init(&st->passes);
+	dlist_push_tail(&sync_tables, &st->node);
+	return st;
+}
+
+static void
+forget_table(SyncTable *st)
+{
+	drop_work(st, false);
+	reader_forget(st);
+	dlist_delete(&st->node);
+	if (st->def_cxt != NULL)
+		MemoryContextDelete(st->def_cxt);
+	MemoryContextDelete(st->cxt);
+}
+
+/*
+ * A fingerprint of all that has to have stayed as it was for the queue to
+ * be the whole truth: columns, partitions, triggers (each with the
+ * transaction that last touched it).  An unlogged table may have been emptied
+ * by a crash whenever the worker was not running.
+ */
+static char *
+table_shape(SyncTable *st, Relation rel, bool *captured)
+{
+	Oid			types[1] = {OIDOID};
+	Datum		values[1] = {ObjectIdGetDatum(st->relid)};
+	char	   *shape = NULL;
+	bool		isnull;
+	MemoryContext oldcxt = CurrentMemoryContext;
+
+	SPI_connect();
+	SPI_execute_with_args(
+						  "WITH RECURSIVE tree (oid) AS (SELECT $1::oid UNION ALL "
+						  "  SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid) "
+						  "SELECT pg_catalog.md5(pg_catalog.string_agg(x, '|' ORDER BY x)), "
+						  "  pg_catalog.count(*) FILTER (WHERE on_) = 2 * (SELECT pg_catalog.count(*) FROM tree) "
+						  "FROM (SELECT 'a' || a.attname::pg_catalog.text || ' ' || a.atttypid || ' ' || a.atttypmod || ' ' || a.xmin::text AS x, "
+						  "    false AS on_ FROM pg_catalog.pg_attribute a "
+						  "    WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped "
+						  "  UNION ALL SELECT 't' || g.tgrelid || g.tgname::pg_catalog.text || g.tgenabled::pg_catalog.text || g.xmin::text, g.tgenabled = 'A' "
+						  "    FROM pg_catalog.pg_trigger g JOIN tree ON g.tgrelid = tree.oid "
+						  "    WHERE g.tgname IN ('" CS_TRIGGER "', '" CS_TRUNCATE_TRIGGER "') "
+						  "  UNION ALL SELECT 'p' || tree.oid, false FROM tree) AS parts",
+						  1, types, values, NULL, true, 0);
+	if (SPI_processed == 1)
+	{
+		char	   *md5 = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+
+		shape = MemoryContextStrdup(oldcxt, md5 ? md5 : "");
+		*captured = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
+											   SPI_tuptable->tupdesc, 2, &isnull));
+	}
+	SPI_finish();
+	MemoryContextSwitchTo(oldcxt);
+	if (rel->rd_rel->relpersistence == RELPERSISTENCE_UNLOGGED)
+		shape = psprintf("%s " INT64_FORMAT, shape, process_start);
+	return shape;
+}
+
+/* all that lanes, batches and plans were made for */
+static char *
+definition_signature(const MirrorTable *def)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "%u %s.%s %s", def->owner, def->schemaname, def->relname,
+					 def->target.qualified);
+	for (int i = 0; i < def->ncols; i++)
+		appendStringInfo(&buf, " %s %u %d %s %s", def->columns[i].name, def->columns[i].typid,
+						 def->columns[i].typmod, def->target.cols[i].name,
+						 def->target.cols[i].type);
+	for (int k = 0; k < def->nkeys; k++)
+		appendStringInfo(&buf, " %d", def->keys[k]);
+	appendStringInfo(&buf, " %d %s", def->soft_delete_attnum,
+					 def->row_filter ? def->row_filter : "");
+	return buf.data;
+}
+
+static void
+estimate_rows(SyncTable *st, List *leaves)
+{
+	ListCell   *lc;
+	double		total = 0;
+
+	foreach(lc, leaves)
+	{
+		Relation	rel = try_relation_open(lfirst_oid(lc), AccessShareLock);
+		BlockNumber pages;
+		double		tuples;
+		double		visible;
+
+		if (rel == NULL)
+			continue;
+		table_relation_estimate_size(rel, NULL, &pages, &tuples, &visible);
+		total += tuples;
+		relation_close(rel, AccessShareLock);
+	}
+	st->load_total = (int64) total;
+}
+
+/* takes over a spec and resolves it; errors are the table's trouble */
+static void
+resolve_table(SyncTable *st)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	MemoryContext new_cxt;
+	ErrorData  *volatile error = NULL;
+	volatile bool new_shape = false;
+	volatile bool mended = false;
+
+	new_cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync table definition",
+									ALLOCSET_DEFAULT_SIZES);
+	StartTransactionCommand();
+	PG_TRY();
+	{
+		Relation	rel;
+		List	   *specs;
+
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (!ConditionalLockRelationOid(st->relid, AccessShareLock))
+			rel = NULL;			/* somebody alters it: later */
+		else
+		{
+			rel = try_relation_open(st->relid, NoLock);
+			if (rel == NULL)
+				st->gone = true;
+		}
+		MemoryContextSwitchTo(new_cxt);
+		specs = rel != NULL ? mirror_load(st->relid) : NIL;
+		if (specs != NIL)
+		{
+			MirrorSpec *spec = linitial(specs);
+			MirrorTable *def = mirror_resolve(rel, spec);
+			List	   *leaves = NIL;
+			bool		captured = false;
+			char	   *shape;
+			ListCell   *lc;
+
+			foreach(lc, find_all_inheritors(st->relid, NoLock, NULL))
+			{
+				if (get_rel_relkind(lfirst_oid(lc)) == RELKIND_RELATION)
+					leaves = lappend_oid(leaves, lfirst_oid(lc));
+			}
+			list_sort(leaves, list_oid_cmp);
+
+			shape = table_shape(st, rel, &captured);
+			if (!captured && ConditionalLockRelationOid(st->relid, ShareRowExclusiveLock))
+			{
+				mended = attach_ensure_triggers(st->relid, spec->key_columns);
+				CommandCounterIncrement();
+				UpdateActiveSnapshotCommandId();
+				shape = table_shape(st, rel, &captured);
+			}
+			if (!captured)
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("changes of %s.%s are not captured: its triggers are missing or disabled",
+								def->schemaname, def->relname),
+						 errhint("They are put back as soon as the table is not in use by a writer.")));
+
+			st->spec = *spec;
+			if (st->def == NULL ||
+				strcmp(definition_signature(st->def), definition_signature(def)) != 0)
+			{
+				if (st->def != NULL)
+					drop_work(st, false);
+				reader_forget(st);
+				if (st->def_cxt != NULL)
+					MemoryContextDelete(st->def_cxt);
+				st->def_cxt = new_cxt;
+				st->def = def;
+				st->feed_leaves = leaves;
+				reader_setup(st);
+				st->target_ready = false;
+				lanes_setup(st);
+			}
+			else
+			{
+				/* the old definition stays, with a spec of its own */
+				MemoryContextSwitchTo(st->def_cxt);
+				st->feed_leaves = list_copy(leaves);
+				st->spec = *(MirrorSpec *) linitial(mirror_load(st->relid));
+			}
+			MemoryContextSwitchTo(oldcxt);
+			if (st->shape == NULL || strcmp(st->shape, shape) != 0)
+			{
+				new_shape = st->shape != NULL;
+				st->shape = MemoryContextStrdup(st->cxt, shape);
+				st->dirty = true;
+			}
+			if (st->load_total < 0 || new_shape || st->spec.resync_no != st->resync_done)
+				estimate_rows(st, st->feed_leaves);
+			st->stale = false;
+		}
+		if (rel != NULL)
+			relation_close(rel, NoLock);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(oldcxt);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortCurrentTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcxt);
+	if (st->def_cxt != new_cxt)
+		MemoryContextDelete(new_cxt);
+
+	if (error != NULL)
+	{
+		if (st->def_cxt == new_cxt)
+			st->def = NULL;		/* half made */
+		table_trouble(st, unpack_sql_state(error->sqlerrcode), error->message, error->hint);
+		FreeErrorData(error);
+		return;
+	}
+	if (st->def == NULL || st->stale)
+		return;
+
+	if (new_shape && st->load_mode == NULL && st->phase == LOAD_NONE)
+	{
+		ereport(LOG,
+				(errmsg("crate_sync: %s.%s or its triggers were altered%s: it is resynced",
+						st->def->schemaname, st->def->relname,
+						mended ? ", and mended" : "")));
+		load_begin(st, "full");
+	}
+	else if (new_shape && st->phase != LOAD_NONE)
+		load_begin(st, strcmp(st->load_mode, "rebuild") == 0 ? "rebuild" : "full");
+}
+
+/* tables whose relation was dropped leave the catalog */
+static void
+clean_up_gone(SyncTable *st)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum(st->spec.mirror_id)};
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	SPI_execute_with_args("DELETE FROM crate_sync.mirror WHERE mirror_id = $1", 1, types, values, NULL, false, 0);
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	ereport(LOG,
+			(errmsg("crate_sync: table %u was dropped, it is no longer mirrored", st->relid),
+			 errhint("Its target table stays; drop it there if it is not wanted.")));
+}
+
+void
+state_reload(void)
+{
+	MemoryContext cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync reload",
+											  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext oldcxt = MemoryContextSwitchTo(cxt);
+	List	   *specs;
+	ListCell   *lc;
+	dlist_mutable_iter it;
+
+	StartTransactionCommand();
+	catalog_stale = false;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	state_catalog_relid = get_relname_relid("mirror", get_namespace_oid(CS_SCHEMA, true));
+	MemoryContextSwitchTo(cxt);
+	specs = OidIsValid(state_catalog_relid) ? mirror_load(InvalidOid) : NIL;
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(cxt);
+
+	/* those that are gone first: a table may have been removed and added anew */
+	dlist_foreach_modify(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+		MirrorSpec *found = NULL;
+
+		foreach(lc, specs)
+		{
+			if (((MirrorSpec *) lfirst(lc))->mirror_id == st->spec.mirror_id)
+				found = lfirst(lc);
+		}
+		if (found == NULL)
+			forget_table(st);
+	}
+	foreach(lc, specs)
+	{
+		MirrorSpec *spec = lfirst(lc);
+		SyncTable  *st = NULL;
+
+		dlist_foreach_modify(it, &sync_tables)
+		{
+			if (dlist_container(SyncTable, node, it.cur)->spec.mirror_id == spec->mirror_id)
+				st = dlist_container(SyncTable, node, it.cur);
+		}
+		if (st == NULL)
+		{
+			st = create_table(spec);
+			StartTransactionCommand();
+			PushActiveSnapshot(GetTransactionSnapshot());
+			read_durable(st);
+			PopActiveSnapshot();
+			CommitTransactionCommand();
+			MemoryContextSwitchTo(cxt);
+		}
+		else if (spec->resync_no != st->spec.resync_no || spec->paused != st->spec.paused ||
+				 spec->verify_no != st->spec.verify_no)
+			st->stale = true;
+		if (st->stale && !(st->in_error && GetCurrentTimestamp() < st->error_retry_at))
+		{
+			resolve_table(st);
+			MemoryContextSwitchTo(cxt);
+		}
+		if (st->gone)
+			clean_up_gone(st);
+		else if (st->stale)
+		{
+			/* locked, or in trouble: look again */
+			catalog_stale = true;
+			next_reload = GetCurrentTimestamp() + 200 * INT64CONST(1000);
+		}
+	}
+
+	/* what is left of tables that were removed */
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (OidIsValid(state_catalog_relid))
+	{
+		SPI_connect();
+		SPI_execute("DELETE FROM crate_sync.mirror_state s WHERE NOT EXISTS "
+					"(SELECT FROM crate_sync.mirror m WHERE m.mirror_id = s.mirror_id)", false, 0);
+		SPI_execute("DELETE FROM crate_sync.failed s WHERE NOT EXISTS "
+					"(SELECT FROM crate_sync.mirror m WHERE m.mirror_id = s.mirror_id)", false, 0);
+		SPI_execute("DELETE FROM crate_sync.difference s WHERE NOT EXISTS "
+					"(SELECT FROM crate_sync.mirror m WHERE m.mirror_id = s.mirror_id)", false, 0);
+		SPI_finish();
+	}
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+
+	MemoryContextSwitchTo(oldcxt);
+	MemoryContextDelete(cxt);
+}
+
+void
+state_hold_work(SyncTable *st)
+{
+	drop_work(st, true);
+}
+
+void
+state_drop_all_work(void)
+{
+	dlist_iter	it;
+
+	dlist_foreach(it, &sync_tables)
+		drop_work(dlist_container(SyncTable, node, it.cur), false);
+}
+
+/* ---------------------------------------------------------------------
+ * Acknowledgements
+ * ------------------------------------------------------------------- */
+
+bool
+state_ack_due(void)
+{
+	dlist_iter	it;
+
+	if (done_passes > 0 || feed_held() != NIL || dropped_chunks != NIL)
+		return true;
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		if (st->parked != NIL || st->error_changed)
+			return true;
+	}
+	return false;
+}
+
+static const char *
+state_name(const SyncTable *st)
+{
+	if (st->in_error || st->error_message != NULL)
+		return "error";
+	switch (st->phase)
+	{
+		case LOAD_ROWS:
+			return "loading";
+		case LOAD_SWEEP:
+			return "sweeping";
+		case LOAD_VERIFY:
+			return "verifying";
+		case LOAD_NONE:
+			break;
+	}
+	if (!st->target_ready && st->resync_done < 0)
+		return "new";
+	if (st->load_mode != NULL && strcmp(st->load_mode, "cancelled") == 0)
+		return "incomplete";
+	return "ready";
+}
+
+static void
+write_failed(SyncTable *st)
+{
+	ListCell   *lc;
+	Oid			types[8] = {INT4OID, TEXTOID, JSONBOID, BYTEAOID, INT4OID, TEXTOID, TEXTOID, TEXTOID};
+
+	foreach(lc, st->parked)
+	{
+		ParkedRow  *row = lfirst(lc);
+		Datum		values[8];
+		bytea	   *packed;
+
+		values[0] = Int32GetDatum(st->spec.mirror_id);
+		values[1] = CStringGetTextDatum(row->target_key);
+		if (row->action == NULL)
+		{
+			/* arrived; a row that the user holds locked is left to him */
+			SPI_execute_with_args("DELETE FROM crate_sync.failed WHERE failed_id IN "
+								  "(SELECT failed_id FROM crate_sync.failed WHERE mirror_id = $1 AND "
+								  "pg_catalog.md5(target_key) = pg_catalog.md5($2) AND target_key = $2 "
+								  "FOR UPDATE SKIP LOCKED)",
+								  2, types, values, NULL, false, 0);
+			continue;
+		}
+		packed = palloc(VARHDRSZ + row->packed_len);
+		SET_VARSIZE(packed, VARHDRSZ + row->packed_len);
+		memcpy(VARDATA(packed), row->packed, row->packed_len);
+		values[2] = reader_cells_to_jsonb(st, row->target_key);
+		values[3] = PointerGetDatum(packed);
+		values[4] = Int32GetDatum(st->layout.id);
+		values[5] = CStringGetTextDatum(row->action);
+		values[6] = CStringGetTextDatum(row->code);
+		values[7] = CStringGetTextDatum(row->message);
+		SPI_execute_with_args("UPDATE crate_sync.failed SET action = $6, error_code = $7, error_message = $8, "
+							  "packed_key = $4, layout = $5, "
+							  "attempts = attempts + 1, last_failed_time = pg_catalog.clock_timestamp() "
+							  "WHERE failed_id IN (SELECT failed_id FROM crate_sync.failed WHERE mirror_id = $1 AND "
+							  "pg_catalog.md5(target_key) = pg_catalog.md5($2) AND target_key = $2 "
+							  "AND $3 IS NOT NULL FOR UPDATE SKIP LOCKED)",
+							  8, types, values, NULL, false, 0);
+		if (SPI_processed == 0)
+			SPI_execute_with_args("INSERT INTO crate_sync.failed (mirror_id, target_key, key, packed_key, layout, "
+								  "action, error_code, error_message) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+								  8, types, values, NULL, false, 0);
+	}
+}
+
+static void
+write_state(SyncTable *st)
+{
+	static SPIPlanPtr plan = NULL;
+	static const char *const sql =
+		"UPDATE crate_sync.mirror_state SET state = $2, shape = $3, resync_done = $4, load_mode = $5, "
+		"load_phase = $6, load_rel = $7, load_filenode = $8, load_block = $9, load_rows = $10, "
+		"load_total = $11, load_bytes = $12, load_start = $13, sweep_key = $14, verify_done = $15, "
+		"n_tup_upserted = n_tup_upserted + $16, n_tup_deleted = n_tup_deleted + $17, "
+		"n_tup_failed = n_tup_failed + $18, requests = requests + $19, retries = retries + $20, "
+		"bytes_sent = bytes_sent + $21, request_time = request_time + $22, "
+		"last_ack_time = coalesce($23, last_ack_time), "
+		"last_load_time = CASE WHEN $24 THEN pg_catalog.clock_timestamp() ELSE last_load_time END, "
+		"last_error = CASE WHEN $25 THEN $26 ELSE last_error END, "
+		"last_error_code = CASE WHEN $25 THEN $27 ELSE last_error_code END, "
+		"last_error_time = CASE WHEN $25 THEN pg_catalog.clock_timestamp() ELSE last_error_time END, "
+		"hint = $28 WHERE mirror_id = $1";
+	Oid			types[28] = {INT4OID, TEXTOID, TEXTOID, INT4OID, TEXTOID, TEXTOID, OIDOID, OIDOID, INT8OID, INT8OID,
+		INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
+	INT8OID, FLOAT8OID, TIMESTAMPTZOID, BOOLOID, BOOLOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		v[28];
+	char		nulls[29];
+	const char *phase = st->phase == LOAD_ROWS ? "load" : st->phase == LOAD_SWEEP ? "sweep" :
+		st->phase == LOAD_VERIFY ? "verify" : NULL;
+
+#define SET_TEXT(i, s) \
+	do { const char *s_ = (s); \
+		nulls[i] = s_ ? ' ' : 'n'; v[i] = s_ ? CStringGetTextDatum(s_) : (Datum) 0; } while (0)
+
+	if (plan == NULL)
+	{
+		plan = SPI_prepare(sql, 28, types);
+		SPI_keepplan(plan);
+	}
+	memset(nulls, ' ', sizeof(nulls));
+	nulls[28] = '\0';
+	v[0] = Int32GetDatum(st->spec.mirror_id);
+	SET_TEXT(1, state_name(st));
+	SET_TEXT(2, st->shape);
+	v[3] = Int32GetDatum(st->resync_done);
+	SET_TEXT(4, st->load_mode);
+	SET_TEXT(5, phase);
+	v[6] = ObjectIdGetDatum(st->load_rel);
+	v[7] = ObjectIdGetDatum(st->load_filenode);
+	v[8] = Int64GetDatum(st->load_pos);
+	v[9] = Int64GetDatum(st->load_rows);
+	v[10] = Int64GetDatum(Max(st->load_total, st->load_rows));
+	v[11] = Int64GetDatum(st->load_bytes);
+	v[12] = TimestampTzGetDatum(st->load_start);
+	if (st->load_start == 0)
+		nulls[12] = 'n';
+	SET_TEXT(13, st->sweep_key);
+	v[14] = Int32GetDatum(st->verify_done);
+	v[15] = Int64GetDatum(st->n_upserted);
+	v[16] = Int64GetDatum(st->n_deleted);
+	v[17] = Int64GetDatum(st->n_failed);
+	v[18] = Int64GetDatum(st->n_requests);
+	v[19] = Int64GetDatum(st->n_retries);
+	v[20] = Int64GetDatum(st->n_bytes);
+	v[21] = Float8GetDatum(st->request_time);
+	v[22] = TimestampTzGetDatum(st->last_ack);
+	if (st->last_ack == 0)
+		nulls[22] = 'n';
+	v[23] = BoolGetDatum(st->load_finished);
+	v[24] = BoolGetDatum(st->error_changed && st->error_message != NULL);
+	SET_TEXT(25, st->error_message);
+	SET_TEXT(26, st->error_code);
+	SET_TEXT(27, st->error_message ? st->error_hint : NULL);
+	if (SPI_execute_plan(plan, v, nulls, false, 0) < 0)
+		elog(ERROR, "SPI_execute_plan failed");
+#undef SET_TEXT
+}
+
+static void
+written(SyncTable *st)
+{
+	ListCell   *lc;
+
+	st->n_upserted = st->n_deleted = st->n_failed = 0;
+	st->n_requests = st->n_retries = st->n_bytes = 0;
+	st->request_time = 0;
+	st->load_finished = false;
+	st->error_changed = false;
+	st->dirty = false;
+	foreach(lc, st->parked)
+	{
+		ParkedRow  *row = lfirst(lc);
+
+		pfree(row->target_key);
+		if (row->packed != NULL)
+			pfree(row->packed);
+		if (row->message != NULL)
+			pfree(row->message);
+		pfree(row);
+	}
+	list_free(st->parked);
+	st->parked = NIL;
+}
+
+void
+state_ack(bool force)
+{
+	dlist_iter	it;
+	MemoryContext oldcxt = CurrentMemoryContext;
+	ErrorData  *volatile error = NULL;
+	ListCell   *lc;
+
+	StartTransactionCommand();
+	PG_TRY();
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		SPI_connect();
+		foreach(lc, feed_held())
+			queue_hold(lfirst(lc));
+		foreach(lc, dropped_chunks)
+			queue_delete(lfirst(lc));
+		dlist_foreach(it, &sync_tables)
+		{
+			SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+			bool		in_order = true;
+			dlist_iter	p;
+
+			if (!st->state_known)
+				continue;
+			if (st->parked != NIL)
+				write_failed(st);
+			dlist_foreach(p, &st->passes)
+			{
+				Pass	   *pass = dlist_container(Pass, node, p.cur);
+				ListCell   *c;
+
+				if (pass->kind != PASS_QUEUE)
+				{
+					in_order &= pass->done;
+					if (in_order && !pass->applied)
+					{
+						pass->applied = true;
+						load_pass_done(st, pass);
+					}
+					continue;
+				}
+				if (!pass->done)
+					continue;
+				foreach(c, pass->chunks)
+					queue_delete(lfirst(c));
+				pass->applied = true;
+				st->last_ack = GetCurrentTimestamp();
+				st->dirty = true;
+			}
+			if (st->dirty || force)
+				write_state(st);
+		}
+		SPI_finish();
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(oldcxt);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortCurrentTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcxt);
+	queue_end_xact(error == NULL);
+	if (error != NULL)
+	{
+		ThrowErrorData(error);	/* the main loop's: it says so and starts over */
+		return;
+	}
+
+	feed_held_reset();
+	dropped_chunks = NIL;
+	if (dropped_cxt != NULL)
+		MemoryContextReset(dropped_cxt);
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+		dlist_mutable_iter p;
+
+		if (!st->state_known)
+			continue;
+		dlist_foreach_modify(p, &st->passes)
+		{
+			Pass	   *pass = dlist_container(Pass, node, p.cur);
+
+			if (pass->applied)
+				pass_free(pass);
+		}
+		written(st);
+	}
+	live_note_ack();
+}

@@ -1,0 +1,305 @@
+/*-------------------------------------------------------------------------
+ *
+ * sync.h
+ *		The worker's own picture of the tables it mirrors, and what the rooms
+ *		inside of the worker (reader, lanes, load, state) tell each other.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CRATE_SYNC_SYNC_H
+#define CRATE_SYNC_SYNC_H
+
+#include "crate_sync.h"
+#include "executor/spi.h"
+#include "key.h"
+#include "lib/ilist.h"
+#include "mirror.h"
+#include "queue.h"
+#include "target.h"
+#include "types.h"
+#include "utils/timestamp.h"
+
+typedef struct SyncTable SyncTable;
+typedef struct KeySet KeySet;
+
+/*
+ * A pass: rows read together, acknowledged together.  It comes from chunks
+ * of the queue, from a piece of a load, or from a page of a sweep.  Each of
+ * its rows sits in some batch; when none is left to wait for, what it stands
+ * for is done with.
+ */
+typedef enum PassKind
+{
+	PASS_QUEUE,
+	PASS_LOAD,
+	PASS_SWEEP
+} PassKind;
+
+typedef struct Pass
+{
+	dlist_node	node;			/* in SyncTable.passes, oldest first */
+	PassKind	kind;
+	MemoryContext cxt;			/* holds the pass and all that it points to */
+	int			pending;		/* rows in batches */
+	bool		fed;			/* all of its rows have been put into batches */
+	bool		done;			/* fed, and none pending */
+	bool		filling;		/* chunks are still being added to it */
+	bool		applied;		/* by the acknowledgement under way */
+
+	List	   *chunks;			/* PASS_QUEUE: of QueueChunk * */
+	KeySet	   *keys;			/* keys still to be read, or NULL */
+	int			read_limit;		/* keys a query may ask for; 0: no limit */
+
+	/* PASS_LOAD: where the next piece begins */
+	Oid			load_rel;
+	Oid			load_filenode;
+	int64		load_pos;
+	/* PASS_SWEEP: the last target key looked at */
+	char	   *sweep_key;
+	bool		last;			/* the load's, or the sweep's, last piece */
+	int64		rows;			/* for progress */
+	int64		bytes;
+} Pass;
+
+/* a lane: one table, one share of its keys, first in first out */
+typedef struct BatchSegment
+{
+	TargetRequestKind kind;
+	int			lo;
+	int			hi;
+	bool		explain;
+} BatchSegment;
+
+typedef struct BatchShare
+{
+	Pass	   *pass;
+	int			n;
+} BatchShare;
+
+typedef struct Batch
+{
+	dlist_node	node;
+	MemoryContext cxt;
+	RowSet	   *upserts;		/* all columns */
+	RowSet	   *deletes;		/* key columns */
+	struct batchkeys_hash *keys;	/* made when a second read adds rows */
+	uint64		read_no;		/* the read that added rows last */
+	Size		bytes;
+	int			nshares;
+	int			maxshares;
+	BatchShare *shares;
+	/* once sealed: what is still to be sent, a stack */
+	bool		sealed;
+	int			nsegments;
+	int			maxsegments;
+	BatchSegment *segments;
+	TimestampTz opened;
+} Batch;
+
+typedef struct Lane
+{
+	SyncTable  *table;
+	int			no;
+	int64		epoch;			/* 0: the fence has to be raised first */
+	Batch	   *open;
+	dlist_head	sealed;			/* behind current, oldest first */
+	int			nsealed;
+	Batch	   *current;
+	bool		busy;			/* req is under way */
+	TargetRequest req;
+	int			attempts;		/* failed in a row */
+	TimestampTz retry_at;
+	int			delete_tries;
+} Lane;
+
+/* a row that was refused, to be written down at the next acknowledgement */
+typedef struct ParkedRow
+{
+	char	   *target_key;		/* key cells, separated by commas */
+	char	   *packed;
+	int			packed_len;
+	const char *action;			/* NULL: it has arrived after all */
+	char		code[16];
+	char	   *message;
+} ParkedRow;
+
+typedef enum LoadPhase
+{
+	LOAD_NONE,
+	LOAD_ROWS,
+	LOAD_SWEEP,
+	LOAD_VERIFY
+} LoadPhase;
+
+struct SyncTable
+{
+	dlist_node	node;
+	MemoryContext cxt;			/* lives as long as the entry */
+	MemoryContext def_cxt;		/* lives as long as the definition */
+	Oid			relid;
+	MirrorSpec	spec;			/* in def_cxt */
+	MirrorTable *def;			/* NULL: could not be resolved */
+	KeyLayout	layout;
+	CellEncoder *encoders;		/* a column each */
+	SPIPlanPtr	key_plan;		/* rows by key */
+	SPIPlanPtr	exists_plan;	/* keys by key */
+	SPIPlanPtr	range_plan;		/* rows by ctid, of range_rel */
+	Oid			range_rel;
+	char	   *shape;
+	bool		stale;			/* the relation's definition may have changed */
+	bool		gone;			/* the relation was dropped */
+
+	/* durable, as in mirror_state */
+	bool		state_known;
+	int			resync_done;
+	char	   *load_mode;		/* in cxt; NULL: no load under way */
+	LoadPhase	phase;
+	Oid			load_rel;
+	Oid			load_filenode;
+	int64		load_pos;		/* acknowledged up to here: block << 16 | offset */
+	char	   *sweep_key;		/* in cxt */
+	int64		load_rows;
+	int64		load_total;
+	int64		load_bytes;
+	TimestampTz load_start;
+	bool		sweep_wanted;	/* TRUNCATE or a lost key: look for rows to remove */
+	int			verify_done;
+
+	/* counted since the last time they were written down */
+	int64		n_upserted;
+	int64		n_deleted;
+	int64		n_failed;
+	int64		n_requests;
+	int64		n_retries;
+	int64		n_bytes;
+	double		request_time;
+	bool		dirty;			/* something to write down */
+	TimestampTz last_ack;
+
+	/* pipeline */
+	dlist_head	passes;
+	int			nlanes;
+	Lane	   *lanes;
+	int			batch_rows;		/* shrinks when the target finds it too big */
+	Size		held_bytes;		/* in batches */
+	List	   *parked;			/* of ParkedRow *, in cxt */
+	int			parked_in_a_row;
+	struct failedkeys_hash *failed; /* target keys in crate_sync.failed, or NULL */
+	bool		unrefreshed;	/* written since the last refresh */
+
+	/* feeding a load */
+	Oid			feed_rel;		/* InvalidOid: at the start */
+	Oid			feed_filenode;
+	int64		feed_pos;
+	bool		feed_done;		/* all pieces of the phase are in batches */
+	int			feed_blocks;	/* size of the next piece */
+	List	   *feed_leaves;	/* of Oid, in def_cxt */
+	char	   *feed_sweep_key; /* in cxt */
+	bool		sweep_started;
+	bool		load_finished;	/* since the last time it was written down */
+	bool		swap_wanted;	/* a rebuilt table is to take the old one's place */
+
+	/* trouble */
+	bool		target_ready;	/* the target table was seen to fit */
+	bool		in_error;
+	bool		error_changed;	/* to be written down */
+	int			error_attempts;
+	TimestampTz error_retry_at;
+	char		error_code[16];
+	char	   *error_message;	/* in cxt */
+	char	   *error_hint;
+	char		logged_error[256];
+};
+
+/* ---- worker.c ---- */
+extern Target *the_target;
+extern dlist_head sync_tables;
+extern bool worker_target_ok;
+extern Size worker_held_bytes;
+
+/* a table cannot be written: drop what is in memory, hold its chunks, try later */
+extern void table_trouble(SyncTable *st, const char *code, const char *message,
+						  const char *hint);
+extern void target_trouble(TargetOutcome outcome, const char *code, const char *message);
+extern TimestampTz backoff(int attempts);
+extern bool worker_may_feed(SyncTable *st);
+extern void live_note_ack(void);
+
+/* ---- reader.c ---- */
+
+/* (re)makes the layout, encoders and plans after a change; in a transaction */
+extern void reader_setup(SyncTable *st);
+extern void reader_forget(SyncTable *st);
+
+extern KeySet *keyset_create(MemoryContext cxt, SyncTable *st);
+/* adds a key of source values; the same key twice is one */
+extern void keyset_add(KeySet *ks, const Datum *values);
+extern int	keyset_size(const KeySet *ks);
+
+/*
+ * Reads rows of the pass's keys and puts them, or deletes, into batches.
+ * sweep: keys that are there are left alone.  Runs a transaction of its own;
+ * an error of the row's own ends in a smaller query, at last in a parked key.
+ */
+extern void reader_feed_keys(SyncTable *st, Pass *pass);
+
+/* reads a piece of a load; moves feed_rel and feed_pos on */
+extern void reader_feed_range(SyncTable *st);
+
+/* the target's key cells as source values; false if they are none */
+extern bool reader_key_from_cells(SyncTable *st, const RowSet *rows, int row, Datum *values);
+extern RowSet *reader_key_rowset(SyncTable *st, const char *target_key);
+extern void reader_put_raw_delete(SyncTable *st, Pass *pass, const RowSet *rows, int row);
+extern void reader_key_cells(SyncTable *st, const Datum *values, StringInfo buf);
+extern Datum reader_cells_to_jsonb(SyncTable *st, const char *target_key);
+extern char *reader_pack_cells(SyncTable *st, const char *target_key, int *len);
+
+/* ---- feed.c ---- */
+extern bool feed_queue(void);
+extern bool feed_rows(SyncTable *st);
+extern void feed_hold(const QueueChunk *chunk); /* to the hold table, at the next state_ack */
+extern List *feed_held(void);
+extern void feed_held_reset(void);
+
+/* ---- lanes.c ---- */
+extern void lanes_setup(SyncTable *st);
+extern void lanes_drop(SyncTable *st);	/* forgets what is in memory */
+extern Lane *lane_for_key(SyncTable *st, const char *key, int len);
+/* where a row goes; then fill cells, then lane_row_done */
+extern Batch *lane_open_batch(Lane *lane);
+extern void lane_begin_read(void);	/* rows added from here on have distinct keys */
+extern void lane_row_done(Lane *lane, Batch *batch, Pass *pass, bool is_delete,
+						  const char *key, int keylen, Size rowbytes);
+extern bool lanes_dispatch(SyncTable *st, bool input_idle);
+extern bool lanes_reap(SyncTable *st);
+extern bool lanes_idle(const SyncTable *st);
+extern TimestampTz lanes_next_retry(const SyncTable *st);
+extern void failed_key_note(SyncTable *st, const char *target_key, int len);
+extern void park_row(SyncTable *st, const char *target_key, int keylen, const char *packed, int packed_len,
+					 const char *action, const char *code, const char *message);
+
+/* ---- load.c ---- */
+extern void load_begin(SyncTable *st, const char *mode);
+extern bool load_step(SyncTable *st);	/* feeds one piece; false if nothing to do */
+extern void load_pass_done(SyncTable *st, Pass *pass);
+extern void load_restart(SyncTable *st);	/* go on from the durable position */
+extern void load_want_sweep(SyncTable *st);	/* rows may have to go from the target */
+extern void load_cancel(SyncTable *st);
+extern void load_swapped(SyncTable *st);
+
+/* ---- state.c ---- */
+extern void state_init(void);
+extern void state_reload(void); /* tables from the catalog */
+extern void state_hold_work(SyncTable *st);	/* forget batches, move chunks to the hold table */
+extern void state_drop_all_work(void);	/* forget everything; it is read again */
+extern Oid	state_catalog_relid;
+extern void state_ack(bool force); /* one transaction: what was acknowledged */
+extern bool state_ack_due(void);
+extern void state_changed(void);	/* the catalog may have */
+extern bool state_catalog_stale(void);
+extern SyncTable *state_find(Oid relid);
+extern void state_drop_chunk(const QueueChunk *chunk);	/* at the next state_ack */
+extern Pass *pass_create(SyncTable *st, PassKind kind);
+extern void pass_settle(SyncTable *st, Pass *pass, int n);
+
+#endif							/* CRATE_SYNC_SYNC_H */

@@ -1,0 +1,1005 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *		One worker a database: the loop that keeps all rooms going.
+ *
+ * Each turn: heed what was asked of us, look after the target and the
+ * tables, read, send, take in answers, acknowledge; and if nothing was to be
+ * done, wait for a latch, an answer or a moment.  No transaction is open
+ * while it waits, and none of the user's locks is waited for.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "crate_sync.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_database.h"
+#include "commands/extension.h"
+#include "executor/spi.h"
+#include "live.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
+#include "sync.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/snapmgr.h"
+#include "worker.h"
+
+#if PG_VERSION_NUM >= 150000
+#include "common/pg_prng.h"
+#define random_fraction() pg_prng_double(&pg_global_prng_state)
+#else
+#define random_fraction() ((double) random() / ((double) MAX_RANDOM_VALUE + 1))
+#endif
+
+/* deaths in a row without anything pushed, after which it stays down */
+#define UNCLEAN_STARTS_LIMIT 10
+
+Target	   *the_target = NULL;
+bool		worker_target_ok = false;
+Size		worker_held_bytes = 0;
+
+static LiveDatabase *live_db = NULL;
+static char *target_conf = NULL;	/* what the_target was opened with */
+static int	target_attempts = 0;
+static TimestampTz target_retry_at = 0;
+static char target_trouble_said[256];
+static bool stopped = false;	/* control.stopped */
+static bool progress_noted = false;
+
+/* ---------------------------------------------------------------------
+ * What others are told
+ * ------------------------------------------------------------------- */
+
+static void
+tell_state(const char *state, const char *error, const char *hint)
+{
+	LiveShared *live = live_attach();
+
+	if (live_db == NULL)
+		return;
+	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
+	strlcpy(live_db->state, state, sizeof(live_db->state));
+	if (error != NULL)
+	{
+		strlcpy(live_db->last_error, error, sizeof(live_db->last_error));
+		live_db->last_error_time = GetCurrentTimestamp();
+	}
+	strlcpy(live_db->hint, hint ? hint : "", sizeof(live_db->hint));
+	LWLockRelease(&live->lock);
+}
+
+void
+live_note_ack(void)
+{
+	if (live_db != NULL)
+		live_db->last_ack_time = GetCurrentTimestamp();
+}
+
+TimestampTz
+backoff(int attempts)
+{
+	double		ms = 100.0;
+
+	/* doubling, from 100 ms; jittered so that many do not come back at once */
+	for (int i = 1; i < attempts && ms < cs_max_retry_interval; i++)
+		ms *= 2;
+	ms = Min(ms, (double) cs_max_retry_interval);
+	ms *= 0.75 + 0.5 * random_fraction();
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) ms);
+}
+
+bool
+worker_may_feed(SyncTable *st)
+{
+	if (!worker_target_ok || st->in_error || !st->target_ready || st->spec.paused)
+		return false;
+	if (worker_held_bytes > (Size) cs_work_mem * 1024 / 2)
+		return false;
+	for (int i = 0; i < st->nlanes; i++)
+	{
+		if (st->lanes[i].nsealed >= 2)
+			return false;
+	}
+	return true;
+}
+
+void
+target_trouble(TargetOutcome outcome, const char *code, const char *message)
+{
+	const char *hint;
+	const char *state;
+	const char *text = message ? message : "no reason given";
+
+	worker_target_ok = false;
+	target_attempts++;
+	target_retry_at = backoff(target_attempts);
+	if (outcome == TARGET_REFUSED_ALL)
+	{
+		state = "target refuses";
+		hint = "Check crate_sync.target, crate_sync.user and crate_sync.password_file; changes go on queueing.";
+	}
+	else
+	{
+		state = "target unreachable";
+		hint = "Changes go on queueing and are pushed when it answers.";
+	}
+	/* a line per change of state, not per retry */
+	if (strncmp(text, target_trouble_said, sizeof(target_trouble_said) - 1) != 0)
+	{
+		strlcpy(target_trouble_said, text, sizeof(target_trouble_said));
+		ereport(LOG,
+				(errmsg("crate_sync: %s: %s", state, text),
+				 errhint("%s", hint)));
+	}
+	tell_state(state, text, hint);
+}
+
+void
+table_trouble(SyncTable *st, const char *code, const char *message, const char *hint)
+{
+	const char *text = message ? message : "no reason given";
+
+	st->in_error = true;
+	st->target_ready = false;
+	st->error_attempts++;
+	st->error_retry_at = backoff(Min(st->error_attempts + 2, 30));
+	st->parked_in_a_row = 0;
+	if (st->error_message != NULL)
+		pfree(st->error_message);
+	if (st->error_hint != NULL)
+		pfree(st->error_hint);
+	st->error_message = MemoryContextStrdup(st->cxt, text);
+	st->error_hint = MemoryContextStrdup(st->cxt, hint ? hint :
+										 "It is tried again by itself; changes go on queueing.");
+	strlcpy(st->error_code, code ? code : "", sizeof(st->error_code));
+	st->error_changed = true;
+	st->dirty = true;
+	if (strncmp(st->logged_error, text, sizeof(st->logged_error) - 1) != 0)
+	{
+		strlcpy(st->logged_error, text, sizeof(st->logged_error));
+		ereport(LOG,
+				(errmsg("crate_sync: table %s.%s is stopped: %s",
+						st->def ? st->def->schemaname : "?",
+						st->def ? st->def->relname : "?", text),
+				 errhint("%s", st->error_hint)));
+	}
+	state_hold_work(st);
+}
+
+/* rows went through again */
+static void
+table_recovered(SyncTable *st)
+{
+	ereport(LOG,
+			(errmsg("crate_sync: table %s.%s goes on", st->def->schemaname, st->def->relname)));
+	st->error_attempts = 0;
+	st->logged_error[0] = '\0';
+	pfree(st->error_message);
+	st->error_message = NULL;
+	st->error_changed = true;
+	st->dirty = true;
+}
+
+/* ---------------------------------------------------------------------
+ * Ends and beginnings
+ * ------------------------------------------------------------------- */
+
+static void
+on_exit_clear(int code, Datum arg)
+{
+	LiveShared *live = live_attach();
+
+	if (live_db == NULL)
+		return;
+	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
+	live_db->pid = 0;
+	live_db->proc = NULL;
+	live_db->start_time = 0;
+	if (code != 0)
+	{
+		live_db->failures++;
+		live_db->next_start = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														  Min(60000, 1000 * live_db->failures));
+	}
+	LWLockRelease(&live->lock);
+}
+
+/* ends this worker; wanted says whether the launcher should start another */
+static void
+leave(LiveWanted wanted, int delay_ms)
+{
+	LiveShared *live = live_attach();
+
+	if (live_db != NULL)
+	{
+		LWLockAcquire(&live->lock, LW_EXCLUSIVE);
+		live_db->wanted = wanted;
+		live_db->next_start = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay_ms);
+		LWLockRelease(&live->lock);
+	}
+	proc_exit(0);
+}
+
+/*
+ * DROP DATABASE, ALTER DATABASE ... RENAME and CREATE DATABASE ... TEMPLATE
+ * lock the database's entry and then wait a few seconds for sessions to go.
+ */
+static void
+leave_if_database_is_claimed(void)
+{
+	static TimestampTz next = 0;
+	TimestampTz now = GetCurrentTimestamp();
+	LOCKTAG		tag;
+
+	if (now < next)
+		return;
+	next = now + 200 * INT64CONST(1000);
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
+	if (LockAcquire(&tag, RowExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
+	{
+		ereport(LOG,
+				(errmsg("crate_sync: the database is being dropped, renamed or copied: leaving it for a moment")));
+		leave(LIVE_WANTED, 1000);
+	}
+	LockRelease(&tag, RowExclusiveLock, true);
+}
+
+/* called by targets while they wait, so that nobody waits for us */
+void
+worker_idle(void)
+{
+	if (MyBackendType == B_BG_WORKER && live_db != NULL && !IsTransactionState())
+		leave_if_database_is_claimed();
+}
+
+static void
+pin_settings(void)
+{
+	static const char *const settings[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"timezone", "UTC"},
+		{"datestyle", "ISO, YMD"},
+		{"intervalstyle", "postgres"},
+		{"extra_float_digits", "1"},
+		{"bytea_output", "hex"},
+		{"xmloption", "content"},
+		{"lc_monetary", "C"},
+		{"row_security", "off"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "2000"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"session_replication_role", "origin"},
+		{"synchronous_commit", "off"},
+		{"enable_seqscan", "off"},
+		{"enable_hashjoin", "off"},
+		{"enable_mergejoin", "off"},
+		{"enable_material", "off"},
+		{"max_parallel_workers_per_gather", "0"},
+		{"jit", "off"},
+		{"application_name", "crate_sync"},
+	};
+
+	for (int i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+static TimeLineID
+current_timeline(void)
+{
+#if PG_VERSION_NUM >= 150000
+	return GetWALInsertionTimeLine();
+#else
+	return ThisTimeLineID;
+#endif
+}
+
+/* is the extension there, and are we to run?  Notes the start. */
+static bool
+begin_work(void)
+{
+	bool		run = false;
+	bool		isnull;
+	int			unclean = 0;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (OidIsValid(get_extension_oid("crate_sync", true)) && !creating_extension)
+	{
+		run = true;
+		SPI_connect();
+		SPI_execute("SELECT stopped FROM crate_sync.control", true, 1);
+		if (SPI_processed == 1)
+			stopped = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		if (!stopped)
+		{
+			SPI_execute("UPDATE crate_sync.worker_state SET unclean_starts = unclean_starts + 1 "
+						"RETURNING unclean_starts, timeline", false, 1);
+			if (SPI_processed == 1)
+			{
+				int			timeline;
+
+				unclean = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
+													  SPI_tuptable->tupdesc, 1, &isnull));
+				timeline = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
+													   SPI_tuptable->tupdesc, 2, &isnull));
+				if (isnull || timeline != (int) current_timeline())
+				{
+					char	   *sql;
+
+					/*
+					 * Another history: what an earlier one had pushed and
+					 * this one never knew has to leave the target.
+					 */
+					if (!isnull)
+					{
+						ereport(LOG,
+								(errmsg("crate_sync: the server is on a new timeline: all tables are resynced")));
+						SPI_execute("UPDATE crate_sync.mirror_state SET load_mode = 'full', load_phase = 'load', "
+									"load_rel = NULL, load_filenode = NULL, load_block = 0, load_rows = 0, "
+									"load_start = pg_catalog.clock_timestamp(), sweep_key = NULL "
+									"WHERE resync_done >= 0", false, 0);
+					}
+					sql = psprintf("UPDATE crate_sync.worker_state SET timeline = %d", (int) current_timeline());
+					SPI_execute(sql, false, 0);
+				}
+			}
+		}
+		SPI_finish();
+	}
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+
+	if (!run)
+		leave(LIVE_ABSENT, 0);
+	if (stopped)
+		leave(LIVE_ABSENT, 0);
+	if (unclean > UNCLEAN_STARTS_LIMIT)
+	{
+		const char *hint = "Look for the reason in the server's log, then SELECT crate_sync.start();";
+
+		ereport(WARNING,
+				(errmsg("crate_sync: the worker died %d times without pushing anything: it stays down",
+						unclean - 1),
+				 errhint("%s", hint)));
+		tell_state("down", "the worker died too often", hint);
+		leave(LIVE_ABSENT, 0);
+	}
+	return true;
+}
+
+/* a clean end, or rows that went through: the start was not in vain */
+static void
+note_progress(void)
+{
+	if (progress_noted)
+		return;
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	SPI_execute("UPDATE crate_sync.worker_state SET unclean_starts = 0", false, 0);
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	progress_noted = true;
+}
+
+/* looks at what SQL functions asked for, and whether we still belong here */
+static void
+look_around(void)
+{
+	bool		gone;
+	bool		isnull;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	gone = !OidIsValid(get_extension_oid("crate_sync", true));
+	if (!gone)
+	{
+		SPI_connect();
+		SPI_execute("SELECT stopped FROM crate_sync.control", true, 1);
+		if (SPI_processed == 1)
+			stopped = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		SPI_finish();
+	}
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	if (gone)
+	{
+		ereport(LOG, (errmsg("crate_sync: the extension was dropped, its worker ends")));
+		leave(LIVE_ABSENT, 0);
+	}
+	if (stopped)
+	{
+		state_drop_all_work();
+		note_progress();
+		ereport(LOG, (errmsg("crate_sync: the worker was stopped")));
+		tell_state("stopped", NULL, NULL);
+		leave(LIVE_ABSENT, 0);
+	}
+}
+
+/* ---------------------------------------------------------------------
+ * The target
+ * ------------------------------------------------------------------- */
+
+/* opens the target that the settings name, closes one they no longer name */
+static bool
+target_open(void)
+{
+	const char *conf = cs_enabled && cs_target ? cs_target : "";
+	const TargetOps *ops;
+	char	   *errmsg_ = NULL;
+	dlist_iter	it;
+
+	if (target_conf != NULL && strcmp(target_conf, conf) == 0)
+		return the_target != NULL;
+
+	state_drop_all_work();
+	if (the_target != NULL)
+		the_target->ops->close(the_target);
+	the_target = NULL;
+	worker_target_ok = false;
+	target_attempts = 0;
+	target_retry_at = 0;
+	target_trouble_said[0] = '\0';
+	if (target_conf != NULL)
+		pfree(target_conf);
+	target_conf = MemoryContextStrdup(TopMemoryContext, conf);
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		st->target_ready = false;
+		for (int i = 0; i < st->nlanes; i++)
+			st->lanes[i].epoch = 0;
+	}
+	if (conf[0] == '\0')
+	{
+		tell_state(cs_enabled ? "no target" : "disabled", NULL, NULL);
+		return false;
+	}
+	ops = target_ops_for(conf, &errmsg_);
+	if (ops == NULL)
+	{
+		ereport(LOG, (errmsg("crate_sync: invalid target: %s", errmsg_ ? errmsg_ : conf)));
+		tell_state("no target", errmsg_, NULL);
+		return false;
+	}
+	the_target = ops->open(target_conf);
+	return the_target != NULL;
+}
+
+static bool
+target_check(void)
+{
+	TargetInfo	info;
+	TargetResult res;
+
+	if (worker_target_ok)
+		return true;
+	if (GetCurrentTimestamp() < target_retry_at)
+		return false;
+	memset(&info, 0, sizeof(info));
+	memset(&res, 0, sizeof(res));
+	the_target->ops->check(the_target, &info, &res);
+	if (res.outcome != TARGET_OK)
+	{
+		target_trouble(res.outcome, res.code, res.message);
+		return false;
+	}
+	worker_target_ok = true;
+	target_attempts = 0;
+	target_trouble_said[0] = '\0';
+	if (live_db != NULL)
+		snprintf(live_db->target_version, sizeof(live_db->target_version), "%s %s",
+				 info.product, info.version);
+	tell_state("ok", NULL, NULL);
+	ereport(LOG,
+			(errmsg("crate_sync: connected to %s %s", info.product, info.version)));
+	return true;
+}
+
+/* what remove_table left to do there */
+static void
+process_removals(void)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	int			id = 0;
+	bool		isnull;
+	char	   *schema = NULL;
+	char	   *table = NULL;
+	bool		drop = false;
+	TargetResult res;
+	static TimestampTz next = 0;
+
+	if (GetCurrentTimestamp() < next)
+		return;
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	/* a table added again meanwhile keeps its target */
+	SPI_execute("SELECT removal_id, target_schema, target_table, drop_target AND NOT EXISTS "
+				"(SELECT FROM crate_sync.mirror m WHERE m.target_schema = r.target_schema "
+				"AND m.target_table = r.target_table) FROM crate_sync.removal r ORDER BY 1 LIMIT 1", true, 1);
+	if (SPI_processed == 1)
+	{
+		id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		schema = MemoryContextStrdup(oldcxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2));
+		table = MemoryContextStrdup(oldcxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3));
+		drop = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4, &isnull));
+	}
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(oldcxt);
+	if (id == 0)
+	{
+		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), cs_interval);
+		return;
+	}
+
+	memset(&res, 0, sizeof(res));
+	if (drop)
+		the_target->ops->drop_table(the_target, schema, table, &res);
+	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL ||
+		res.outcome == TARGET_BUSY || res.outcome == TARGET_UNKNOWN)
+	{
+		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
+		return;
+	}
+	if (res.outcome != TARGET_OK)
+		ereport(LOG, (errmsg("crate_sync: target table %s.%s could not be dropped: %s",
+							 schema, table, res.message)));
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	SPI_execute(psprintf("DELETE FROM crate_sync.removal WHERE removal_id = %d", id), false, 0);
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(oldcxt);
+}
+
+/* ---------------------------------------------------------------------
+ * A table's turn
+ * ------------------------------------------------------------------- */
+
+#define REBUILD_SUFFIX "__crate_sync_new"
+
+/* while a table is rebuilt, all of its rows go to the new one */
+static void
+set_target_name(SyncTable *st)
+{
+	TargetTable *t = &st->def->target;
+	bool		rebuilding = st->phase == LOAD_ROWS && st->load_mode != NULL &&
+		strcmp(st->load_mode, "rebuild") == 0;
+	char	   *name = rebuilding ? psprintf("%s" REBUILD_SUFFIX, st->spec.target_table) :
+		st->spec.target_table;
+
+	if (strcmp(t->name, name) == 0)
+		return;
+	t->name = MemoryContextStrdup(st->def_cxt, name);
+	t->qualified = MemoryContextStrdup(st->def_cxt,
+									   psprintf("%s.%s", target_quote_ident(t->schema),
+												target_quote_ident(t->name)));
+	for (int i = 0; i < st->nlanes; i++)
+		st->lanes[i].epoch = 0;
+	st->target_ready = false;
+}
+
+/* has the target's side ready, takes up what was asked for; false: not now */
+static bool
+prepare_table(SyncTable *st)
+{
+	TargetResult res;
+	bool		created = false;
+
+	if (st->in_error)
+	{
+		if (GetCurrentTimestamp() < st->error_retry_at)
+			return false;
+		if (st->stale || st->def == NULL)
+			state_changed();
+		if (st->def == NULL)
+			return false;
+		st->in_error = false;
+	}
+	if (st->def == NULL || st->spec.paused)
+		return false;
+
+	if (lanes_idle(st) && st->nlanes != cs_connections)
+		lanes_setup(st);
+	set_target_name(st);
+
+	if (!st->target_ready)
+	{
+		memset(&res, 0, sizeof(res));
+		the_target->ops->ensure_table(the_target, &st->def->target, &created, &res);
+		if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
+		{
+			target_trouble(res.outcome, res.code, res.message);
+			return false;
+		}
+		if (res.outcome != TARGET_OK)
+		{
+			table_trouble(st, res.code, res.message, NULL);
+			return false;
+		}
+		st->target_ready = true;
+		for (int i = 0; i < st->nlanes; i++)
+			st->lanes[i].epoch = 0;
+		if (st->error_message != NULL)
+			table_recovered(st);
+	}
+
+	if (st->spec.resync_no > st->resync_done)
+	{
+		const char *mode = st->spec.resync_mode ? st->spec.resync_mode : "full";
+
+		st->resync_done = st->spec.resync_no;
+		st->dirty = true;
+		if (strcmp(mode, "cancel") == 0)
+			load_cancel(st);
+		else if (strcmp(mode, "none") == 0)
+			;					/* the user has seen to it that both are equal */
+		else if (strcmp(mode, "rebuild") == 0)
+		{
+			memset(&res, 0, sizeof(res));
+			the_target->ops->drop_table(the_target, st->def->target.schema,
+										psprintf("%s" REBUILD_SUFFIX, st->spec.target_table), &res);
+			load_begin(st, "rebuild");
+			set_target_name(st);
+			return prepare_table(st);
+		}
+		else
+			load_begin(st, created && strcmp(mode, "full") == 0 ? "initial" : mode);
+	}
+	else if (created && st->phase == LOAD_NONE && st->load_mode == NULL)
+	{
+		ereport(LOG,
+				(errmsg("crate_sync: target table %s was gone: it is loaded anew",
+						st->def->target.qualified)));
+		load_begin(st, "initial");
+	}
+	else if (created && st->phase != LOAD_NONE && strcmp(st->load_mode, "rebuild") != 0)
+		load_begin(st, "initial");
+	else if (created && st->phase == LOAD_ROWS && st->load_rows > 0)
+		load_begin(st, "rebuild");
+	return true;
+}
+
+static void
+swap_rebuilt(SyncTable *st)
+{
+	TargetResult res;
+	TargetTable as = st->def->target;
+	TargetTable final = st->def->target;
+
+	final.name = st->spec.target_table;
+	final.qualified = psprintf("%s.%s", target_quote_ident(final.schema), target_quote_ident(final.name));
+	memset(&res, 0, sizeof(res));
+	the_target->ops->swap_table(the_target, &as, &final, &res);
+	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
+		target_trouble(res.outcome, res.code, res.message);
+	else if (res.outcome != TARGET_OK)
+		table_trouble(st, res.code, res.message, NULL);
+	else
+	{
+		load_swapped(st);
+		set_target_name(st);
+	}
+}
+
+/* waiters of wait_for_sync want searches to see what was acknowledged */
+static void
+serve_refreshes(void)
+{
+	uint64		wanted;
+	dlist_iter	it;
+
+	if (live_db == NULL || live_db->refresh_wanted == live_db->refresh_done)
+		return;
+	wanted = live_db->refresh_wanted;
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+		TargetResult res;
+
+		if (!st->unrefreshed || !st->target_ready || st->def == NULL)
+			continue;
+		memset(&res, 0, sizeof(res));
+		the_target->ops->refresh(the_target, &st->def->target, &res);
+		if (res.outcome == TARGET_OK)
+			st->unrefreshed = false;
+		else if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
+		{
+			target_trouble(res.outcome, res.code, res.message);
+			return;
+		}
+		else if (!st->spec.paused && !st->in_error)
+			return;				/* later */
+	}
+	live_db->refresh_done = wanted;
+}
+
+/* ---------------------------------------------------------------------
+ * The loop
+ * ------------------------------------------------------------------- */
+
+typedef struct Turn
+{
+	TimestampTz next_look;		/* at the catalog, whether we belong here */
+	TimestampTz next_feed;		/* at the queue, woken or not */
+	TimestampTz next_rotate;
+	TimestampTz next_stats;
+	bool		more;			/* the last visit to the queue took something */
+} Turn;
+
+static Turn turn;
+
+/* how long nothing has to be done, in ms */
+static long
+time_to_wait(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next = Min(turn.next_look, turn.next_feed);
+	dlist_iter	it;
+
+	if (!worker_target_ok && the_target != NULL)
+		next = Min(turn.next_look, target_retry_at);
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		if (st->in_error)
+			next = Min(next, st->error_retry_at);
+		else
+			next = Min(next, lanes_next_retry(st));
+	}
+	if (next <= now)
+		return 0;
+	return Min((next - now) / 1000 + 1, 200);
+}
+
+/* one turn of the loop; true if there may be more to do at once */
+static bool
+take_turn(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	dlist_iter	it;
+	bool		busy = false;
+	bool		woken = false;
+	bool		fed = false;
+
+	if (now >= turn.next_look)
+	{
+		look_around();
+		turn.next_look = TimestampTzPlusMilliseconds(now, Min(cs_interval, 1000));
+	}
+	if (state_catalog_stale())
+		state_reload();
+	if (!target_open() || !target_check())
+		return false;
+
+	process_removals();
+	dlist_foreach(it, &sync_tables)
+	{
+		if (worker_target_ok)
+			prepare_table(dlist_container(SyncTable, node, it.cur));
+	}
+
+	if (live_db != NULL)
+		woken = pg_atomic_exchange_u32(&live_db->wake, 0) != 0;
+	if (worker_target_ok && (woken || turn.more || now >= turn.next_feed) &&
+		worker_held_bytes < (Size) cs_work_mem * 1024 / 2)
+	{
+		fed = turn.more = feed_queue();
+		turn.next_feed = TimestampTzPlusMilliseconds(now, cs_interval);
+	}
+
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+		Size		before = st->held_bytes;
+		bool		got = false;
+
+		if (!worker_target_ok || st->def == NULL || st->in_error)
+			continue;
+		got |= feed_rows(st);
+		if (!st->in_error && !st->spec.paused && st->target_ready)
+			got |= load_step(st);
+		if (st->in_error)
+			continue;
+		/* a batch waits to be filled while input comes, and no longer */
+		busy |= lanes_dispatch(st, !got || st->held_bytes == before || !worker_may_feed(st));
+		busy |= got;
+	}
+	busy |= fed;
+	return busy;
+}
+
+/* takes in answers, acknowledges; true if anything came of it */
+static bool
+take_answers(void)
+{
+	dlist_iter	it;
+	bool		any = false;
+
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		any |= lanes_reap(st);
+		if (st->swap_wanted && lanes_idle(st) && worker_target_ok && !st->in_error)
+			swap_rebuilt(st);
+	}
+	if (any && live_db != NULL)
+		live_db->last_send_time = GetCurrentTimestamp();
+	if (state_ack_due())
+	{
+		state_ack(false);
+		note_progress();
+		any = true;
+	}
+	if (worker_target_ok)
+		serve_refreshes();
+	return any;
+}
+
+static void
+write_stats_and_rotate(bool idle)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now >= turn.next_rotate)
+	{
+		queue_rotate();
+		turn.next_rotate = TimestampTzPlusMilliseconds(now, idle ? 100 : 50);
+	}
+	if (now >= turn.next_stats)
+	{
+		pgstat_report_stat(true);
+		turn.next_stats = TimestampTzPlusMilliseconds(now, 1000);
+	}
+}
+
+static void
+main_loop(MemoryContext turn_cxt)
+{
+	for (;;)
+	{
+		bool		busy;
+
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			if (the_target != NULL)
+				the_target->ops->reconnect(the_target);
+			target_retry_at = 0;
+		}
+		leave_if_database_is_claimed();
+		if (live_db != NULL && pg_atomic_exchange_u32(&live_db->let_go, 0) != 0)
+		{
+			/* DROP EXTENSION: out of its way until it is over */
+			state_drop_all_work();
+			(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 1000, PG_WAIT_EXTENSION);
+			turn.next_look = 0;
+		}
+
+		MemoryContextSwitchTo(turn_cxt);
+		MemoryContextReset(turn_cxt);
+		busy = take_turn();
+		busy |= take_answers();
+		write_stats_and_rotate(!busy);
+
+		if (!busy)
+		{
+			if (the_target != NULL)
+				the_target->ops->poll(the_target, time_to_wait(), PG_WAIT_EXTENSION);
+			else
+				(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+								 time_to_wait(), PG_WAIT_EXTENSION);
+		}
+		else if (the_target != NULL)
+			the_target->ops->poll(the_target, 0, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
+}
+
+void
+crate_sync_worker_main(Datum arg)
+{
+	Oid			dboid = DatumGetObjectId(arg);
+	LiveShared *live;
+	MemoryContext turn_cxt;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
+	pgstat_report_appname("crate_sync");
+
+	live = live_attach();
+	live_db = live_database(MyDatabaseId, true);
+	if (live_db == NULL)
+		ereport(FATAL,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("crate_sync: no room for another database's worker"),
+				 errhint("Add crate_sync to shared_preload_libraries: it makes room for more.")));
+	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
+	if (live_db->pid != 0)
+	{
+		LWLockRelease(&live->lock);
+		live_db = NULL;
+		proc_exit(0);			/* there is one already */
+	}
+	live_db->pid = MyProcPid;
+	live_db->proc = MyProc;
+	live_db->start_time = GetCurrentTimestamp();
+	LWLockRelease(&live->lock);
+	before_shmem_exit(on_exit_clear, (Datum) 0);
+	tell_state("starting", NULL, NULL);
+
+	pin_settings();
+	begin_work();
+	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
+	live_db->wanted = LIVE_WANTED;
+	live_db->failures = 0;
+	LWLockRelease(&live->lock);
+	queue_worker_init();
+	state_init();
+	pg_atomic_write_u32(&live_db->wake, 1);
+	ereport(LOG,
+			(errmsg("crate_sync: worker for database \"%s\" started", MyBgworkerEntry->bgw_extra)));
+
+	turn_cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync turn", ALLOCSET_DEFAULT_SIZES);
+	for (;;)
+	{
+		ErrorData  *error = NULL;
+
+		PG_TRY();
+		{
+			main_loop(turn_cxt);
+		}
+		PG_CATCH();
+		{
+			/*
+			 * Something unforeseen in PostgreSQL: say it, forget what is in
+			 * memory, which is all repeatable, and begin anew after a pause.
+			 */
+			MemoryContextSwitchTo(TopMemoryContext);
+			error = CopyErrorData();
+			FlushErrorState();
+			AbortCurrentTransaction();
+			LWLockReleaseAll();
+		}
+		PG_END_TRY();
+
+		ereport(LOG,
+				(errmsg("crate_sync: %s", error->message),
+				 error->detail ? errdetail("%s", error->detail) : 0,
+				 errhint("The worker goes on after a second.")));
+		tell_state("worker error", error->message, "See the server's log.");
+		FreeErrorData(error);
+		queue_end_xact(false);
+		state_drop_all_work();
+		state_changed();
+		worker_target_ok = false;
+		turn.next_look = 0;
+		(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 1000, PG_WAIT_EXTENSION);
+	}
+}
