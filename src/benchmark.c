@@ -18,8 +18,8 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
+#include "elevate.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
@@ -51,9 +51,9 @@ PG_FUNCTION_INFO_V1(crate_sync_benchmark_chart);
  * The target
  * ------------------------------------------------------------------------ */
 
-/* the caller closes it; errors: ereport */
-static Target *
-open_target(void)
+/* which target is set; errors: ereport */
+static const TargetOps *
+target_ops(void)
 {
 	char	   *why = NULL;
 	const TargetOps *ops = target_ops_for(cs_target, &why);
@@ -64,7 +64,7 @@ open_target(void)
 				 why ? errmsg("crate_sync.target cannot be used: %s", why) :
 				 errmsg("no target is set"),
 				 errhint("A superuser sets it: ALTER SYSTEM SET crate_sync.target = 'http://host:4200'; SELECT pg_reload_conf();")));
-	return ops->open(cs_target);
+	return ops;
 }
 
 /* ereports unless res is fine; what: the statement, the target */
@@ -143,6 +143,24 @@ row_to_jsonb(const TargetResult *res, int row)
 	return result;
 }
 
+/* one statement over a connection of its own; errors: ereport */
+static pg_noinline void
+ask_once(const char *sql, const char *args_json, TargetResult *res)
+{
+	Target	   *t = target_ops()->open(cs_target);
+
+	PG_TRY();
+	{
+		t->ops->statement(t, sql, args_json, res);
+		check_result(res, "the statement");
+	}
+	PG_FINALLY();
+	{
+		t->ops->close(t);
+	}
+	PG_END_TRY();
+}
+
 Datum
 crate_sync_target_query(PG_FUNCTION_ARGS)
 {
@@ -152,7 +170,6 @@ crate_sync_target_query(PG_FUNCTION_ARGS)
 	if (SRF_IS_FIRSTCALL())
 	{
 		MemoryContext oldcxt;
-		Target	   *t;
 		char	   *sql;
 		char	   *args = NULL;
 
@@ -176,17 +193,7 @@ crate_sync_target_query(PG_FUNCTION_ARGS)
 			args = pg_server_to_any(args, strlen(args), PG_UTF8);
 		}
 		res = palloc0(sizeof(TargetResult));
-		t = open_target();
-		PG_TRY();
-		{
-			t->ops->statement(t, sql, args, res);
-			check_result(res, "the statement");
-		}
-		PG_FINALLY();
-		{
-			t->ops->close(t);
-		}
-		PG_END_TRY();
+		ask_once(sql, args, res);
 		/* a statement without an answer, such as DDL, may come with an empty row */
 		if (res->ncols == 0)
 			res->nrows = 0;
@@ -346,30 +353,6 @@ parse_query(char **query)
 	return castNode(SelectStmt, raw->stmt);
 }
 
-/* acts as the extension, with a fixed search_path; an error's abort undoes it */
-typedef struct Identity
-{
-	Oid			userid;
-	int			sec_context;
-	int			guc_level;
-} Identity;
-
-static void
-act_as_extension(Identity *id)
-{
-	GetUserIdAndSecContext(&id->userid, &id->sec_context);
-	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID,
-						   id->sec_context | SECURITY_LOCAL_USERID_CHANGE);
-	id->guc_level = mirror_fixed_settings();
-}
-
-static void
-act_as_caller(const Identity *id)
-{
-	AtEOXact_GUC(true, id->guc_level);
-	SetUserIdAndSecContext(id->userid, id->sec_context);
-}
-
 /*
  * The query with the names of mirrored tables replaced by the target's.
  * Where the query gives a table no alias it gets its own name as one, since
@@ -383,14 +366,14 @@ translate_query(const char *query, SelectStmt *stmt, const TargetOps *ops)
 	List	   *edits = NIL;
 	List	   *renamed = NIL;
 	ListCell   *lc;
-	Identity	id;
+	Elevation	e;
 	StringInfoData buf;
 	int			pos = 0;
 
 	(void) collect_names((Node *) stmt, &names);
-	act_as_extension(&id);
+	elevate(&e);
 	specs = mirror_load(InvalidOid);
-	act_as_caller(&id);
+	descend(&e);
 
 	foreach(lc, names.rangevars)
 	{
@@ -834,6 +817,7 @@ summarize(Timing *t)
 typedef struct Run
 {
 	SPIPlanPtr	plan;
+	const TargetOps *ops;
 	Target	   *target;
 	char	   *target_sql;
 	int			iterations;
@@ -983,8 +967,8 @@ keep_result(const Run *run, const char *query, const char *user, TupleDesc desc,
 	FLOAT8OID, FLOAT8OID, INT8OID, INT8OID, BOOLOID, TEXTOID};
 	Datum		v[20];
 	char		nulls[21] = "                    ";
-	char	   *target = psprintf("%s %s", run->target->ops->name, run->info.version);
-	Identity	id;
+	char	   *target = psprintf("%s %s", run->ops->name, run->info.version);
+	Elevation	e;
 	MemoryContext oldcxt;
 	Datum		result;
 
@@ -1014,27 +998,52 @@ keep_result(const Run *run, const char *query, const char *user, TupleDesc desc,
 	if (!run->mismatch)
 		nulls[19] = 'n';
 
-	act_as_extension(&id);
+	elevate(&e);
 	if (SPI_execute_with_args(sql, 20, types, v, nulls, false, 0) != SPI_OK_INSERT_RETURNING ||
 		SPI_processed != 1)
 		elog(ERROR, "could not write to crate_sync.benchmark_results");
-	act_as_caller(&id);
+	descend(&e);
 	oldcxt = MemoryContextSwitchTo(cxt);
 	result = heap_copy_tuple_as_datum(SPI_tuptable->vals[0], desc);
 	MemoryContextSwitchTo(oldcxt);
 	return result;
 }
 
+/* carries out a benchmark that has been checked, and keeps its result */
+static pg_noinline void
+run_benchmark(Run *run, const char *query, const char *user, TupleDesc desc, Datum *result)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	bool		save_read_only = XactReadOnly;
+
+	SPI_connect();
+	PG_TRY();
+	{
+		/* functions that the query calls write nothing either */
+		XactReadOnly = true;
+		run->plan = SPI_prepare(query, 0, NULL);
+		if (run->plan == NULL)
+			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+		measure(run);
+	}
+	PG_FINALLY();
+	{
+		XactReadOnly = save_read_only;
+		run->target->ops->close(run->target);
+	}
+	PG_END_TRY();
+	*result = keep_result(run, query, user, desc, cxt);
+	SPI_finish();
+}
+
 Datum
 crate_sync_benchmark(PG_FUNCTION_ARGS)
 {
-	MemoryContext cxt = CurrentMemoryContext;
 	Run			run = {0};
 	TupleDesc	desc;
 	char	   *query;
 	char	   *user;
 	SelectStmt *stmt;
-	bool		save_read_only = XactReadOnly;
 	Datum		result;
 
 	if (PG_ARGISNULL(0))
@@ -1048,35 +1057,18 @@ crate_sync_benchmark(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 
 	query = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	user = GetUserNameFromId(GetUserId(), false);
 	stmt = parse_query(&query);
+	user = GetUserNameFromId(GetUserId(), false);
 	run.ordered = stmt->sortClause != NIL;
-
+	run.ops = target_ops();
+	run.target_sql = PG_ARGISNULL(1) ?
+		translate_query(query, stmt, run.ops) :
+		text_to_cstring(PG_GETARG_TEXT_PP(1));
 	run.source.ms = palloc(sizeof(double) * run.iterations);
 	run.answer.ms = palloc(sizeof(double) * run.iterations);
 	run.server.ms = palloc(sizeof(double) * run.iterations);
-	run.target = open_target();
-	PG_TRY();
-	{
-		run.target_sql = PG_ARGISNULL(1) ? translate_query(query, stmt, run.target->ops) :
-			text_to_cstring(PG_GETARG_TEXT_PP(1));
-		SPI_connect();
-		/* functions that the query calls write nothing either */
-		XactReadOnly = true;
-		run.plan = SPI_prepare(query, 0, NULL);
-		if (run.plan == NULL)
-			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
-		measure(&run);
-		XactReadOnly = save_read_only;
-		result = keep_result(&run, query, user, desc, cxt);
-		SPI_finish();
-	}
-	PG_FINALLY();
-	{
-		XactReadOnly = save_read_only;
-		run.target->ops->close(run.target);
-	}
-	PG_END_TRY();
+	run.target = run.ops->open(cs_target);
+	run_benchmark(&run, query, user, desc, &result);
 	PG_RETURN_DATUM(result);
 }
 
@@ -1164,16 +1156,16 @@ chart_lines(int last, int width)
 	MemoryContext cxt = CurrentMemoryContext;
 	Oid			types[] = {INT4OID};
 	Datum		args[] = {Int32GetDatum(last)};
-	Identity	id;
+	Elevation	e;
 	List	   *lines = NIL;
 	bool		sqlite = false;
 	bool		crate = false;
 
 	SPI_connect();
-	act_as_extension(&id);
+	elevate(&e);
 	if (SPI_execute_with_args(sql, 1, types, args, NULL, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read crate_sync.benchmark_results");
-	act_as_caller(&id);
+	descend(&e);
 	MemoryContextSwitchTo(cxt);
 
 	/* the newest come last, next to the prompt */

@@ -58,11 +58,23 @@ begin_phase(SyncTable *st, LoadPhase phase)
 	load_restart(st);
 }
 
+/* how the log calls it */
+static const char *
+load_title(const char *mode)
+{
+	if (strcmp(mode, "initial") == 0)
+		return "load";
+	if (strcmp(mode, "sweep") == 0)
+		return "sweep";
+	return strcmp(mode, "full") == 0 ? "full resync" :
+		strcmp(mode, "upsert") == 0 ? "upserting resync" : "rebuild";
+}
+
 static void
 finish(SyncTable *st)
 {
 	ereport(LOG,
-			(errmsg("crate_sync: %s of %s.%s finished", st->load_mode,
+			(errmsg("crate_sync: %s of %s.%s finished", load_title(st->load_mode),
 					st->def->schemaname, st->def->relname)));
 	begin_phase(st, LOAD_NONE);
 	set_string(st, &st->load_mode, NULL);
@@ -95,7 +107,7 @@ load_begin(SyncTable *st, const char *mode)
 		st->range_rel = InvalidOid;
 	}
 	ereport(LOG,
-			(errmsg("crate_sync: %s of %s.%s begins", mode,
+			(errmsg("crate_sync: %s of %s.%s begins", load_title(mode),
 					st->def->schemaname, st->def->relname)));
 }
 

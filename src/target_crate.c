@@ -1855,7 +1855,7 @@ count_older_jobs(CrateTarget *t, const TargetTable *table, int lane, int64 epoch
 	{
 		if (is_unknown_table(res))
 			target_result_error(res, TARGET_REFUSED_TABLE, res->code,
-								"cannot read sys.jobs: the target's user needs GRANT DQL ON SCHEMA sys");
+								"cannot read sys.jobs in the target: its user needs GRANT DQL ON SCHEMA sys");
 		return -1;
 	}
 	for (int i = 0; i < res->nrows; i++)
@@ -1907,6 +1907,10 @@ crate_raise_fence(Target *target, const TargetTable *table, int lane, int64 *epo
 		if (attempt > 0 || !is_unknown_table(res))
 			break;
 		create_fence_table(t, res);
+		if (res->outcome == TARGET_REFUSED_TABLE)
+			target_result_error(res, TARGET_REFUSED_TABLE, res->code,
+								"cannot make " FENCE_TABLE " in the target: its user needs GRANT DQL, DML, DDL ON SCHEMA " CS_SCHEMA " (%s)",
+								res->message);
 		if (res->outcome != TARGET_OK)
 			break;
 	}
