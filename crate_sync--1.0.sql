@@ -3,6 +3,10 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION crate_sync" to load this file. \quit
 
+-- made here, and not by the control file, so that DROP EXTENSION takes it away
+CREATE SCHEMA crate_sync;
+SET LOCAL search_path TO crate_sync, pg_temp;
+
 /* ---------------------------------------------------------------------------
  * Catalog.  What the user asked for is in mirror, written by the functions
  * below; what the worker has done about it is in mirror_state, written by the
@@ -32,6 +36,7 @@ CREATE TABLE mirror_state (
 	mirror_id int PRIMARY KEY,
 	relid oid NOT NULL,
 	state text NOT NULL DEFAULT 'new', -- new, loading, sweeping, ready, error
+	claimed boolean NOT NULL DEFAULT false,
 	shape text,                        -- fingerprint of table and triggers
 	resync_done int NOT NULL DEFAULT -1,
 	load_mode text,                    -- what is under way; NULL: nothing
@@ -100,6 +105,7 @@ CREATE TABLE worker_state (
 	system_identifier text,
 	timeline int,
 	token text,
+	beat bigint NOT NULL DEFAULT 0,
 	adopt_done int NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 INSERT INTO worker_state DEFAULT VALUES;

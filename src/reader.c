@@ -1020,6 +1020,15 @@ read_range(SyncTable *st, RowReceiver *r, void *arg)
 		range->gone = true;
 		return;
 	}
+	/* a partition may have an owner of its own */
+	if (rel->rd_rel->relowner != st->def->owner)
+	{
+		Oid			userid;
+		int			sec_context;
+
+		GetUserIdAndSecContext(&userid, &sec_context);
+		SetUserIdAndSecContext(rel->rd_rel->relowner, sec_context);
+	}
 	range->nblocks = RelationGetNumberOfBlocks(rel);
 	if (st->feed_filenode != InvalidOid &&
 		st->feed_filenode != CS_RELFILENUMBER(rel))

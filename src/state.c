@@ -235,6 +235,7 @@ read_durable(SyncTable *st)
 		oldcxt = MemoryContextSwitchTo(st->cxt);
 		st->resync_done = spi_int(0, "resync_done", -1);
 		st->verify_done = spi_int(0, "verify_done", 0);
+		st->claimed = spi_int(0, "claimed", 0);
 		st->load_rel = spi_int(0, "load_rel", InvalidOid);
 		st->load_filenode = spi_int(0, "load_filenode", InvalidOid);
 		st->load_pos = spi_int(0, "load_block", 0);
@@ -429,7 +430,7 @@ resolve_table(SyncTable *st)
 			list_sort(leaves, list_oid_cmp);
 
 			shape = table_shape(st, rel, &captured);
-			if (!captured && ConditionalLockRelationOid(st->relid, ShareRowExclusiveLock))
+			if (!captured)
 			{
 				mended = attach_ensure_triggers(st->relid, spec->key_columns);
 				CommandCounterIncrement();
@@ -751,12 +752,12 @@ write_state(SyncTable *st)
 		"last_error = CASE WHEN $25 THEN $26 ELSE last_error END, "
 		"last_error_code = CASE WHEN $25 THEN $27 ELSE last_error_code END, "
 		"last_error_time = CASE WHEN $25 THEN pg_catalog.clock_timestamp() ELSE last_error_time END, "
-		"hint = $28 WHERE mirror_id = $1";
-	Oid			types[28] = {INT4OID, TEXTOID, TEXTOID, INT4OID, TEXTOID, TEXTOID, OIDOID, OIDOID, INT8OID, INT8OID,
+		"hint = $28, claimed = $29 WHERE mirror_id = $1";
+	Oid			types[29] = {INT4OID, TEXTOID, TEXTOID, INT4OID, TEXTOID, TEXTOID, OIDOID, OIDOID, INT8OID, INT8OID,
 		INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
-	INT8OID, FLOAT8OID, TIMESTAMPTZOID, BOOLOID, BOOLOID, TEXTOID, TEXTOID, TEXTOID};
-	Datum		v[28];
-	char		nulls[29];
+	INT8OID, FLOAT8OID, TIMESTAMPTZOID, BOOLOID, BOOLOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID};
+	Datum		v[29];
+	char		nulls[30];
 	const char *phase = st->phase == LOAD_ROWS ? "load" : st->phase == LOAD_SWEEP ? "sweep" :
 		st->phase == LOAD_VERIFY ? "verify" : NULL;
 
@@ -766,11 +767,12 @@ write_state(SyncTable *st)
 
 	if (plan == NULL)
 	{
-		plan = SPI_prepare(sql, 28, types);
+		plan = SPI_prepare(sql, 29, types);
 		SPI_keepplan(plan);
 	}
 	memset(nulls, ' ', sizeof(nulls));
-	nulls[28] = '\0';
+	nulls[29] = '\0';
+	v[28] = BoolGetDatum(st->claimed);
 	v[0] = Int32GetDatum(st->spec.mirror_id);
 	SET_TEXT(1, state_name(st));
 	SET_TEXT(2, st->shape);

@@ -201,6 +201,8 @@ struct SyncTable
 
 	/* trouble */
 	bool		target_ready;	/* the target table was seen to fit */
+	bool		claimed;		/* durable: the target table was ours once */
+	TimestampTz claim_retry_at;
 	bool		in_error;
 	bool		error_changed;	/* to be written down */
 	int			error_attempts;

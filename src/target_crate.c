@@ -24,6 +24,7 @@
 #include "types.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
+#include "worker.h"
 
 #define MAX_CONNECTIONS		32
 #define MIN_VERSION			40200	/* INSERT ... RETURNING */
@@ -1537,7 +1538,9 @@ sync_wait(CrateTarget *t, long ms)
 				break;
 			if (ms >= 0 && (wait = (deadline - GetCurrentTimestamp() + 999) / 1000) <= 0)
 				break;
-			r = http_wait(t->pool, wait, PG_WAIT_EXTENSION);
+			/* in short naps: nobody has to wait for us to notice him */
+			worker_idle();
+			r = http_wait(t->pool, wait < 0 ? 200 : Min(wait, 200), PG_WAIT_EXTENSION);
 			if (r & HTTP_WAIT_LATCH)
 			{
 				/* whoever else it was set for hears of it afterwards */

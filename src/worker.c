@@ -15,6 +15,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_database.h"
+#include "claim.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
 #include "live.h"
@@ -293,10 +294,15 @@ pin_settings(void)
 
 	for (int i = 0; i < lengthof(settings); i++)
 		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+
+	/* targets speak UTF-8: conversions are looked up now, in a transaction */
+	StartTransactionCommand();
+	SetConfigOption("client_encoding", "UTF8", PGC_USERSET, PGC_S_SESSION);
+	CommitTransactionCommand();
 }
 
-static TimeLineID
-current_timeline(void)
+TimeLineID
+worker_timeline(void)
 {
 #if PG_VERSION_NUM >= 150000
 	return GetWALInsertionTimeLine();
@@ -318,6 +324,7 @@ begin_work(void)
 	if (OidIsValid(get_extension_oid("crate_sync", true)) && !creating_extension)
 	{
 		run = true;
+		claim_init();
 		SPI_connect();
 		SPI_execute("SELECT stopped FROM crate_sync.control", true, 1);
 		if (SPI_processed == 1)
@@ -334,7 +341,7 @@ begin_work(void)
 													  SPI_tuptable->tupdesc, 1, &isnull));
 				timeline = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
 													   SPI_tuptable->tupdesc, 2, &isnull));
-				if (isnull || timeline != (int) current_timeline())
+				if (isnull || timeline != (int) worker_timeline())
 				{
 					char	   *sql;
 
@@ -351,7 +358,7 @@ begin_work(void)
 									"load_start = pg_catalog.clock_timestamp(), sweep_key = NULL "
 									"WHERE resync_done >= 0", false, 0);
 					}
-					sql = psprintf("UPDATE crate_sync.worker_state SET timeline = %d", (int) current_timeline());
+					sql = psprintf("UPDATE crate_sync.worker_state SET timeline = %d", (int) worker_timeline());
 					SPI_execute(sql, false, 0);
 				}
 			}
@@ -408,9 +415,18 @@ look_around(void)
 	if (!gone)
 	{
 		SPI_connect();
-		SPI_execute("SELECT stopped FROM crate_sync.control", true, 1);
+		SPI_execute("SELECT c.stopped, c.adopt_no, w.adopt_done FROM crate_sync.control c, "
+					"crate_sync.worker_state w", true, 1);
 		if (SPI_processed == 1)
-			stopped = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		{
+			HeapTuple	tup = SPI_tuptable->vals[0];
+			TupleDesc	desc = SPI_tuptable->tupdesc;
+			int			adopt_no = DatumGetInt32(SPI_getbinval(tup, desc, 2, &isnull));
+
+			stopped = DatumGetBool(SPI_getbinval(tup, desc, 1, &isnull));
+			if (adopt_no > DatumGetInt32(SPI_getbinval(tup, desc, 3, &isnull)))
+				claim_adopt(adopt_no);
+		}
 		SPI_finish();
 	}
 	PopActiveSnapshot();
@@ -500,6 +516,7 @@ target_check(void)
 		return false;
 	}
 	worker_target_ok = true;
+	claim_forget();
 	target_attempts = 0;
 	target_trouble_said[0] = '\0';
 	if (live_db != NULL)
@@ -551,7 +568,8 @@ process_removals(void)
 	}
 
 	memset(&res, 0, sizeof(res));
-	if (drop)
+	claim_release(schema, table, &res);
+	if (drop && res.outcome == TARGET_OK)
 		the_target->ops->drop_table(the_target, schema, table, &res);
 	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL ||
 		res.outcome == TARGET_BUSY || res.outcome == TARGET_UNKNOWN)
@@ -599,12 +617,50 @@ set_target_name(SyncTable *st)
 	st->target_ready = false;
 }
 
+/* is the table ours to write? */
+static bool
+claim_for(SyncTable *st, bool *again)
+{
+	TargetResult res;
+	char	   *who = NULL;
+
+	switch (claim_table(st, &who, &res))
+	{
+		case CLAIM_OURS:
+			return true;
+		case CLAIM_OURS_AGAIN:
+			*again = true;
+			return true;
+		case CLAIM_WAIT:
+			/* no trouble yet, but nothing is written either */
+			st->claim_retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
+			return false;
+		case CLAIM_FOREIGN:
+			table_trouble(st, "claim",
+						  psprintf("%s is written by another database (%s): this one looks like a copy",
+								   st->def->target.qualified, who),
+						  "SELECT crate_sync.adopt(); lets this database write it, and stops the other one.");
+			return false;
+		case CLAIM_TROUBLE:
+			if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
+				target_trouble(res.outcome, res.code, res.message);
+			else if (res.outcome == TARGET_BUSY || res.outcome == TARGET_UNKNOWN)
+				st->claim_retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 200);
+			else
+				table_trouble(st, res.code, res.message,
+							  "The claim table crate_sync.claim of the target has to be readable and writable.");
+			return false;
+	}
+	return false;
+}
+
 /* has the target's side ready, takes up what was asked for; false: not now */
 static bool
 prepare_table(SyncTable *st)
 {
 	TargetResult res;
 	bool		created = false;
+	bool		again = false;
 
 	if (st->in_error)
 	{
@@ -625,6 +681,8 @@ prepare_table(SyncTable *st)
 
 	if (!st->target_ready)
 	{
+		if (GetCurrentTimestamp() < st->claim_retry_at)
+			return false;
 		memset(&res, 0, sizeof(res));
 		the_target->ops->ensure_table(the_target, &st->def->target, &created, &res);
 		if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
@@ -637,6 +695,8 @@ prepare_table(SyncTable *st)
 			table_trouble(st, res.code, res.message, NULL);
 			return false;
 		}
+		if (!claim_for(st, &again))
+			return false;
 		st->target_ready = true;
 		for (int i = 0; i < st->nlanes; i++)
 			st->lanes[i].epoch = 0;
@@ -665,6 +725,13 @@ prepare_table(SyncTable *st)
 		}
 		else
 			load_begin(st, created && strcmp(mode, "full") == 0 ? "initial" : mode);
+	}
+	else if (again && st->phase != LOAD_ROWS)
+	{
+		ereport(LOG,
+				(errmsg("crate_sync: %s is not as it was left: %s.%s is resynced",
+						st->def->target.qualified, st->def->schemaname, st->def->relname)));
+		load_begin(st, "full");
 	}
 	else if (created && st->phase == LOAD_NONE && st->load_mode == NULL)
 	{
@@ -773,6 +840,29 @@ time_to_wait(void)
 	return Min((next - now) / 1000 + 1, 200);
 }
 
+static void
+prepare_tables(void)
+{
+	dlist_iter	it;
+	bool		all_ready = true;
+
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		if (claim_adopting() && st->in_error && strcmp(st->error_code, "claim") == 0)
+			st->error_retry_at = 0;
+		if (worker_target_ok)
+			prepare_table(st);
+		all_ready &= st->target_ready || st->spec.paused;
+	}
+	if (!worker_target_ok)
+		return;
+	if (claim_adopting() && all_ready)
+		claim_adopted();
+	claim_heartbeat();
+}
+
 /* one turn of the loop; true if there may be more to do at once */
 static bool
 take_turn(void)
@@ -794,11 +884,7 @@ take_turn(void)
 		return false;
 
 	process_removals();
-	dlist_foreach(it, &sync_tables)
-	{
-		if (worker_target_ok)
-			prepare_table(dlist_container(SyncTable, node, it.cur));
-	}
+	prepare_tables();
 
 	if (live_db != NULL)
 		woken = pg_atomic_exchange_u32(&live_db->wake, 0) != 0;

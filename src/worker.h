@@ -30,6 +30,9 @@ extern bool cs_worker_is_running(void);
  */
 extern void cs_worker_let_go(void);
 
+/* the timeline this server writes */
+extern uint32 worker_timeline(void);
+
 /* to be called by whoever waits in the worker, every 200 ms or so */
 extern void worker_idle(void);
 

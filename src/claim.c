@@ -1,0 +1,458 @@
+/*-------------------------------------------------------------------------
+ *
+ * claim.c
+ *		One live writer per target table.
+ *
+ * The target holds a row per mirrored table that names the database which
+ * writes it, and a row per writer that counts up while it is alive.  Who
+ * finds another's name there writes nothing.  Rows are written under the
+ * fence of the claim table itself, so that of two who claim at one time one
+ * finds the fence raised and looks again.
+ *
+ * A data directory that was copied has everything of the original's but two
+ * things: the place where it lies, and the beats since the copy was made.
+ * Who starts in the place that the claim names goes on at once.  Who starts
+ * elsewhere first waits whether the beat goes on, which means that the
+ * original is alive.  If it does not, the right of a promoted standby, a
+ * recovery to a point in time (both are on a newer timeline) and a directory
+ * that was moved (no beat is missing) is taken for granted; anything else is
+ * an old copy and needs adopt().
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "crate_sync.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "claim.h"
+#include "common/hashfn.h"
+#include "executor/spi.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/snapmgr.h"
+#include "worker.h"
+
+#define BEAT_INTERVAL_MS 5000
+/* who has not been heard for that long is not alive */
+#define BEAT_SILENCE_MS (3 * BEAT_INTERVAL_MS)
+
+enum
+{
+	C_TARGET, C_SYSTEM, C_DATABASE, C_TIMELINE, C_TOKEN, C_PLACE, C_BEAT, C_NATTS
+};
+
+static TargetColumn claim_columns[C_NATTS] = {
+	{"target", "TEXT", NULL, CELL_TEXT, true},
+	{"system_identifier", "TEXT", NULL, CELL_TEXT, false},
+	{"database", "TEXT", NULL, CELL_TEXT, false},
+	{"timeline", "BIGINT", NULL, CELL_INT, false},
+	{"token", "TEXT", NULL, CELL_TEXT, false},
+	{"place", "TEXT", NULL, CELL_TEXT, false},
+	{"beat", "BIGINT", NULL, CELL_INT, false},
+};
+static int	claim_keys[1] = {C_TARGET};
+static int	claim_cols[C_NATTS] = {0, 1, 2, 3, 4, 5, 6};
+static TargetTable claim_target = {
+	.schema = "crate_sync",
+	.name = "claim",
+	.qualified = "\"crate_sync\".\"claim\"",
+	.ncols = C_NATTS,
+	.cols = claim_columns,
+	.nkeys = 1,
+	.keys = claim_keys,
+	.ddl_clustered = "CLUSTERED INTO 1 SHARDS",
+};
+
+typedef struct Claim
+{
+	bool		found;
+	char	   *cell[C_NATTS];	/* text, palloc'd */
+} Claim;
+
+/* ourselves */
+static char our_system[32];
+static char our_database[64];
+static char our_token[33];
+static char our_place[33];
+static int64 our_beat = 0;		/* the last one written down here */
+static int64 our_timeline = 0;
+
+/* what is known of the target */
+static bool table_ready = false;
+static int64 fence_epoch = 0;
+static bool target_is_older = false;	/* it was restored from a backup */
+static bool beat_checked = false;
+
+/* another's beat that is being watched */
+static int64 watched_beat = -1;
+static TimestampTz watched_since = 0;
+
+static TimestampTz next_beat = 0;
+static int	adopting = 0;		/* the adopt_no to carry out, or 0 */
+
+/* where this data directory lies: the same after a restart, not in a copy */
+static void
+find_place(void)
+{
+	struct stat st;
+	char		host[256] = "";
+	char	   *text;
+
+	gethostname(host, sizeof(host) - 1);
+	memset(&st, 0, sizeof(st));
+	(void) stat(psprintf("%s/PG_VERSION", DataDir), &st);
+	text = psprintf("%s %s %llu %llu", host, DataDir, (unsigned long long) st.st_dev,
+					(unsigned long long) st.st_ino);
+	snprintf(our_place, sizeof(our_place), "%016llx",
+			 (unsigned long long) hash_bytes_extended((unsigned char *) text, strlen(text), 0));
+}
+
+void
+claim_init(void)
+{
+	bool		isnull;
+
+	snprintf(our_system, sizeof(our_system), UINT64_FORMAT, GetSystemIdentifier());
+	snprintf(our_database, sizeof(our_database), "%u", MyDatabaseId);
+	our_timeline = worker_timeline();
+	find_place();
+	SPI_connect();
+	/* a token is made once; copies have it too, another CREATE EXTENSION has not */
+	SPI_execute("UPDATE crate_sync.worker_state SET token = coalesce(token, "
+				"pg_catalog.md5(pg_catalog.gen_random_uuid()::pg_catalog.text)) "
+				"RETURNING token, beat", false, 1);
+	if (SPI_processed == 1)
+	{
+		strlcpy(our_token, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1),
+				sizeof(our_token));
+		our_beat = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+											   SPI_tuptable->tupdesc, 2, &isnull));
+	}
+	SPI_finish();
+	strlcpy(claim_target.token, our_token, sizeof(claim_target.token));
+}
+
+void
+claim_forget(void)
+{
+	table_ready = false;
+	fence_epoch = 0;
+	target_is_older = false;
+	beat_checked = false;
+	watched_beat = -1;
+	next_beat = 0;
+}
+
+void
+claim_adopt(int adopt_no)
+{
+	if (adopting != adopt_no)
+		ereport(LOG,
+				(errmsg("crate_sync: adopting the target's tables")));
+	adopting = adopt_no;
+}
+
+bool
+claim_adopting(void)
+{
+	return adopting != 0;
+}
+
+void
+claim_adopted(void)
+{
+	Oid			types[1] = {23};
+	Datum		values[1] = {Int32GetDatum(adopting)};
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	SPI_execute_with_args("UPDATE crate_sync.worker_state SET adopt_done = $1", 1, types, values,
+						  NULL, false, 0);
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	adopting = 0;
+}
+
+static void
+put_text(RowSet *rs, int col, const char *text)
+{
+	types_json_string(rowset_cell(rs, col), text, strlen(text));
+}
+
+static char *
+table_key(const char *schema, const char *name)
+{
+	return psprintf("%s.%s", target_quote_ident(schema), target_quote_ident(name));
+}
+
+static char *
+beat_key(const char *token)
+{
+	return psprintf("beat of %s", token);
+}
+
+static bool
+ensure_claim_table(TargetResult *res)
+{
+	bool		created = false;
+
+	if (table_ready)
+		return true;
+	the_target->ops->ensure_table(the_target, &claim_target, &created, res);
+	if (res->outcome != TARGET_OK)
+		return false;
+	table_ready = true;
+	return true;
+}
+
+static bool
+fetch_claim(const char *key, Claim *claim, TargetResult *res)
+{
+	RowSet	   *keys = rowset_create(CurrentMemoryContext, 1);
+	RowSet	   *out = rowset_create(CurrentMemoryContext, C_NATTS);
+
+	memset(claim, 0, sizeof(Claim));
+	put_text(keys, 0, key);
+	rowset_end_row(keys);
+	the_target->ops->fetch(the_target, &claim_target, claim_cols, C_NATTS, keys, 0, 1, out, res);
+	if (res->outcome == TARGET_OK && out->nrows > 0)
+	{
+		claim->found = true;
+		for (int i = 0; i < C_NATTS; i++)
+		{
+			int			len;
+			const char *cell = rowset_get(out, 0, i, &len);
+
+			/* what we write needs no escapes but in the key, which is known */
+			claim->cell[i] = len > 1 && cell[0] == '"' ? pnstrdup(cell + 1, len - 2) : pnstrdup(cell, len);
+		}
+	}
+	rowset_free(keys);
+	rowset_free(out);
+	return res->outcome == TARGET_OK;
+}
+
+/* one request on the claim table, waited for */
+static bool
+claim_request(TargetRequestKind kind, RowSet *rows, TargetResult *res)
+{
+	TargetRequest req;
+	bool		ok;
+
+	memset(&req, 0, sizeof(req));
+	req.kind = kind;
+	req.table = &claim_target;
+	req.epoch = fence_epoch;
+	req.rows = rows;
+	req.hi = rows->nrows;
+	if (!the_target->ops->submit(the_target, &req))
+	{
+		res->outcome = TARGET_BUSY; /* all connections are in use: later */
+		res->message = "all connections are in use";
+		return false;
+	}
+	while (!req.done)
+	{
+		CHECK_FOR_INTERRUPTS();
+		worker_idle();
+		the_target->ops->poll(the_target, 200, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);	/* or the sockets would never be looked at */
+	}
+	ok = req.outcome == TARGET_OK && req.nwritten == rows->nrows;
+	if (!ok)
+	{
+		fence_epoch = 0;
+		res->outcome = req.outcome == TARGET_OK ? TARGET_BUSY : req.outcome;
+		strlcpy(res->code, req.code, sizeof(res->code));
+		res->message = pstrdup(req.message ? req.message : "somebody else writes claims");
+	}
+	target_request_reset(&req);
+	SetLatch(MyLatch);			/* whoever else it was set for hears of it now */
+	return ok;
+}
+
+static bool
+write_claim(const char *key, TargetResult *res)
+{
+	RowSet	   *rs = rowset_create(CurrentMemoryContext, C_NATTS);
+	bool		ok;
+
+	put_text(rs, C_TARGET, key);
+	put_text(rs, C_SYSTEM, our_system);
+	put_text(rs, C_DATABASE, our_database);
+	appendStringInfo(rowset_cell(rs, C_TIMELINE), INT64_FORMAT, our_timeline);
+	put_text(rs, C_TOKEN, our_token);
+	put_text(rs, C_PLACE, our_place);
+	appendStringInfo(rowset_cell(rs, C_BEAT), INT64_FORMAT, our_beat);
+	rowset_end_row(rs);
+	ok = claim_request(TARGET_UPSERT, rs, res);
+	rowset_free(rs);
+	return ok;
+}
+
+static bool
+raise_claim_fence(TargetResult *res)
+{
+	if (fence_epoch != 0)
+		return true;
+	the_target->ops->raise_fence(the_target, &claim_target, 0, &fence_epoch, res);
+	return res->outcome == TARGET_OK;
+}
+
+/*
+ * The claim is by this very database as far as names go: is it we, or a copy
+ * of us?
+ */
+static ClaimVerdict
+judge_own_name(const Claim *claim, TargetResult *res)
+{
+	Claim		beat;
+	int64		found;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!fetch_claim(beat_key(our_token), &beat, res))
+		return CLAIM_TROUBLE;
+	found = beat.found ? strtoll(beat.cell[C_BEAT], NULL, 10) : 0;
+
+	if (!beat.found || strcmp(beat.cell[C_PLACE], our_place) == 0)
+	{
+		/* our own place: all that it can be is older than we left it */
+		if (found < our_beat - 1 && !beat_checked)
+			target_is_older = true;
+		beat_checked = true;
+		return target_is_older ? CLAIM_OURS_AGAIN : CLAIM_OURS;
+	}
+
+	if (watched_beat != found)
+	{
+		bool		first = watched_beat < 0;
+
+		watched_beat = found;
+		watched_since = now;
+		return first ? CLAIM_WAIT : CLAIM_FOREIGN;	/* it goes on: alive */
+	}
+	if (now < TimestampTzPlusMilliseconds(watched_since, BEAT_SILENCE_MS))
+		return CLAIM_WAIT;
+	if (our_timeline > strtoll(claim->cell[C_TIMELINE], NULL, 10))
+		return CLAIM_OURS_AGAIN;
+	if (found <= our_beat)
+		return CLAIM_OURS;		/* moved */
+	return CLAIM_FOREIGN;
+}
+
+ClaimVerdict
+claim_table(SyncTable *st, char **who, TargetResult *res)
+{
+	char	   *key = table_key(st->spec.target_schema, st->spec.target_table);
+	Claim		claim;
+	ClaimVerdict verdict;
+
+	memset(res, 0, sizeof(TargetResult));
+	if (!ensure_claim_table(res) || !fetch_claim(key, &claim, res))
+		return CLAIM_TROUBLE;
+
+	if (!claim.found)
+		verdict = st->claimed ? CLAIM_OURS_AGAIN : CLAIM_OURS;
+	else if (strcmp(claim.cell[C_SYSTEM], our_system) == 0 &&
+			 strcmp(claim.cell[C_DATABASE], our_database) == 0 &&
+			 (strcmp(claim.cell[C_TOKEN], our_token) == 0 || !st->claimed))
+		verdict = strcmp(claim.cell[C_TOKEN], our_token) == 0 ?
+			judge_own_name(&claim, res) : CLAIM_OURS_AGAIN; /* a former CREATE EXTENSION */
+	else
+		verdict = CLAIM_FOREIGN;
+
+	if (verdict == CLAIM_FOREIGN && adopting != 0)
+		verdict = CLAIM_OURS_AGAIN;
+	if (verdict == CLAIM_FOREIGN)
+	{
+		*who = psprintf("database %s of PostgreSQL system %s, timeline %s", claim.cell[C_DATABASE],
+						claim.cell[C_SYSTEM], claim.cell[C_TIMELINE]);
+		return verdict;
+	}
+	if (verdict != CLAIM_OURS && verdict != CLAIM_OURS_AGAIN)
+		return verdict;
+
+	if (!claim.found || strcmp(claim.cell[C_TOKEN], our_token) != 0 ||
+		strcmp(claim.cell[C_PLACE], our_place) != 0 ||
+		strtoll(claim.cell[C_TIMELINE], NULL, 10) != our_timeline)
+	{
+		/* under the fence: of two who claim at one time, one comes too late */
+		Claim		now;
+
+		if (!raise_claim_fence(res) || !fetch_claim(key, &now, res))
+			return CLAIM_TROUBLE;
+		if (now.found != claim.found ||
+			(now.found && strcmp(now.cell[C_TOKEN], claim.cell[C_TOKEN]) != 0))
+			return CLAIM_WAIT;
+		if (!write_claim(key, res))
+			return CLAIM_TROUBLE;
+		next_beat = 0;			/* say at once that this is our place */
+	}
+	if (!st->claimed)
+	{
+		st->claimed = true;
+		st->dirty = true;
+	}
+	return verdict;
+}
+
+void
+claim_release(const char *schema, const char *name, TargetResult *res)
+{
+	RowSet	   *rs = rowset_create(CurrentMemoryContext, 1);
+	Claim		claim;
+	char	   *key = table_key(schema, name);
+
+	memset(res, 0, sizeof(TargetResult));
+	if (ensure_claim_table(res) && fetch_claim(key, &claim, res) && claim.found &&
+		strcmp(claim.cell[C_TOKEN], our_token) == 0 && raise_claim_fence(res))
+	{
+		put_text(rs, 0, key);
+		rowset_end_row(rs);
+		claim_request(TARGET_DELETE, rs, res);
+	}
+	rowset_free(rs);
+}
+
+void
+claim_heartbeat(void)
+{
+	TargetResult res;
+	TimestampTz now = GetCurrentTimestamp();
+	bool		any = false;
+	dlist_iter	it;
+
+	if (now < next_beat || !table_ready)
+		return;
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		any |= st->claimed && st->target_ready;
+	}
+	if (!any)
+		return;
+
+	/* here first: whoever is copied from us later knows of fewer beats */
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	SPI_execute("UPDATE crate_sync.worker_state SET beat = beat + 1", false, 0);
+	SPI_finish();
+	PopActiveSnapshot();
+	ForceSyncCommit();
+	CommitTransactionCommand();
+	our_beat++;
+
+	memset(&res, 0, sizeof(res));
+	if (raise_claim_fence(&res))
+		(void) write_claim(beat_key(our_token), &res);
+	/* a beat that is lost is made good by the next */
+	next_beat = TimestampTzPlusMilliseconds(now, res.outcome == TARGET_OK ? BEAT_INTERVAL_MS : 1000);
+}

@@ -1,0 +1,46 @@
+/*-------------------------------------------------------------------------
+ *
+ * claim.h
+ *		One live writer per target table.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CRATE_SYNC_CLAIM_H
+#define CRATE_SYNC_CLAIM_H
+
+#include "sync.h"
+
+typedef enum ClaimVerdict
+{
+	CLAIM_OURS,					/* write */
+	CLAIM_OURS_AGAIN,			/* write, after looking at every row: the target is
+								 * not what we left, or another one has written it */
+	CLAIM_WAIT,					/* not known yet: ask again later */
+	CLAIM_FOREIGN,				/* another database's: write nothing */
+	CLAIM_TROUBLE				/* could not be found out: see res */
+} ClaimVerdict;
+
+/* at the worker's start, in a transaction */
+extern void claim_init(void);
+
+/* another target, or the same one anew: nothing is known of it */
+extern void claim_forget(void);
+
+/*
+ * May this table be written?  Claims it if it is free.  In case of
+ * CLAIM_FOREIGN, *who (palloc'd) says whose it is.
+ */
+extern ClaimVerdict claim_table(SyncTable *st, char **who, TargetResult *res);
+
+/* gives a claim back */
+extern void claim_release(const char *schema, const char *name, TargetResult *res);
+
+/* shows that we are alive, every few seconds; call outside of transactions */
+extern void claim_heartbeat(void);
+
+/* adopt() was called and not yet carried out: claims are taken whoever has them */
+extern void claim_adopt(int adopt_no);
+extern bool claim_adopting(void);
+extern void claim_adopted(void);
+
+#endif							/* CRATE_SYNC_CLAIM_H */
