@@ -451,7 +451,7 @@ typedef enum ValueKind
 } ValueKind;
 
 /* a cell of either side */
-typedef struct Value
+typedef struct CellValue
 {
 	ValueKind	kind;
 	bool		boolean;
@@ -460,13 +460,13 @@ typedef struct Value
 	char	   *string;
 	int			len;
 	Jsonb	   *json;
-} Value;
+} CellValue;
 
 typedef struct Answer
 {
 	int			ncols;
 	int64		nrows;
-	Value	  **rows;
+	CellValue **rows;
 } Answer;
 
 typedef struct AnswerColumn
@@ -479,7 +479,7 @@ typedef struct AnswerColumn
 } AnswerColumn;
 
 static void
-set_number(Value *v, Datum numeric)
+set_number(CellValue *v, Datum numeric)
 {
 	v->kind = VALUE_NUMBER;
 	v->numeric = DatumGetNumeric(numeric);
@@ -488,7 +488,7 @@ set_number(Value *v, Datum numeric)
 
 /* a string that holds a number, where the source says it is one */
 static void
-number_from_string(Value *v)
+number_from_string(CellValue *v)
 {
 	char	   *s = pnstrdup(v->string, v->len);
 	char	   *end;
@@ -505,7 +505,7 @@ number_from_string(Value *v)
 
 /* json is UTF-8 */
 static void
-read_value(Value *v, const char *json, const AnswerColumn *col)
+read_value(CellValue *v, const char *json, const AnswerColumn *col)
 {
 	Jsonb	   *jb = json_to_jsonb(json);
 	JsonbValue	scalar;
@@ -545,7 +545,7 @@ read_value(Value *v, const char *json, const AnswerColumn *col)
 }
 
 static int
-compare_values(const Value *a, const Value *b)
+compare_values(const CellValue *a, const CellValue *b)
 {
 	int			c;
 
@@ -569,7 +569,7 @@ compare_values(const Value *a, const Value *b)
 }
 
 static bool
-values_agree(const Value *a, const Value *b, const AnswerColumn *col)
+values_agree(const CellValue *a, const CellValue *b, const AnswerColumn *col)
 {
 	if (a->kind == VALUE_NUMBER && b->kind == VALUE_NUMBER && col->approximate &&
 		fabs(a->number - b->number) <= FLOAT_TOLERANCE * Max(fabs(a->number), fabs(b->number)))
@@ -587,8 +587,8 @@ typedef struct SortContext
 static int
 compare_rows(const void *a, const void *b, void *arg)
 {
-	const Value *ra = *(Value *const *) a;
-	const Value *rb = *(Value *const *) b;
+	const CellValue *ra = *(CellValue *const *) a;
+	const CellValue *rb = *(CellValue *const *) b;
 	const SortContext *ctx = arg;
 
 	for (int approximate = 0; approximate <= 1; approximate++)
@@ -616,7 +616,7 @@ shown(const char *json)
 }
 
 static char *
-shown_value(const Value *v)
+shown_value(const CellValue *v)
 {
 	switch (v->kind)
 	{
@@ -645,8 +645,8 @@ compare_in_order(const Answer *s, const Answer *t, const AnswerColumn *cols)
 		CHECK_FOR_INTERRUPTS();
 		for (int i = 0; i < s->ncols; i++)
 		{
-			const Value *a = &s->rows[row][i];
-			const Value *b = &t->rows[row][i];
+			const CellValue *a = &s->rows[row][i];
+			const CellValue *b = &t->rows[row][i];
 
 			if (values_agree(a, b, &cols[i]))
 				continue;
@@ -681,8 +681,8 @@ compare_answers(Answer *s, Answer *t, const AnswerColumn *cols, bool ordered)
 		if (!mismatch)
 			return NULL;
 	}
-	qsort_arg(s->rows, s->nrows, sizeof(Value *), compare_rows, &ctx);
-	qsort_arg(t->rows, t->nrows, sizeof(Value *), compare_rows, &ctx);
+	qsort_arg(s->rows, s->nrows, sizeof(CellValue *), compare_rows, &ctx);
+	qsort_arg(t->rows, t->nrows, sizeof(CellValue *), compare_rows, &ctx);
 	mismatch = compare_in_order(s, t, cols);
 	if (!mismatch && ordered)
 		mismatch = "the same rows in another order (equal sort keys, or another collation)";
@@ -723,11 +723,11 @@ read_source(SPITupleTable *table, uint64 nrows, AnswerColumn *cols, Answer *answ
 	initStringInfo(&buf);
 	answer->ncols = desc->natts;
 	answer->nrows = nrows;
-	answer->rows = palloc_extended(sizeof(Value *) * Max(nrows, 1), MCXT_ALLOC_HUGE);
+	answer->rows = palloc_extended(sizeof(CellValue *) * Max(nrows, 1), MCXT_ALLOC_HUGE);
 	for (uint64 row = 0; row < nrows; row++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		answer->rows[row] = palloc(sizeof(Value) * Max(desc->natts, 1));
+		answer->rows[row] = palloc(sizeof(CellValue) * Max(desc->natts, 1));
 		for (int i = 0; i < desc->natts; i++)
 		{
 			bool		isnull;
@@ -751,14 +751,14 @@ read_target(const TargetResult *res, const AnswerColumn *cols, int ncols, Answer
 	answer->nrows = res->nrows;
 	if (res->ncols != ncols)
 		return;					/* nothing to compare */
-	answer->rows = palloc_extended(sizeof(Value *) * Max(res->nrows, 1), MCXT_ALLOC_HUGE);
+	answer->rows = palloc_extended(sizeof(CellValue *) * Max(res->nrows, 1), MCXT_ALLOC_HUGE);
 	for (int row = 0; row < res->nrows; row++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		answer->rows[row] = palloc(sizeof(Value) * Max(ncols, 1));
+		answer->rows[row] = palloc(sizeof(CellValue) * Max(ncols, 1));
 		for (int i = 0; i < ncols; i++)
 		{
-			Value	   *v = &answer->rows[row][i];
+			CellValue  *v = &answer->rows[row][i];
 
 			read_value(v, res->cells[row][i], &cols[i]);
 
@@ -767,7 +767,7 @@ read_target(const TargetResult *res, const AnswerColumn *cols, int ncols, Answer
 				(cols[i].kind == CELL_JSON || cols[i].kind == CELL_ARRAY) &&
 				strchr("[{", v->string[0]))
 			{
-				Value		inner;
+				CellValue	inner;
 
 				read_value(&inner, pg_server_to_any(pnstrdup(v->string, v->len), v->len, PG_UTF8),
 						   &cols[i]);

@@ -136,6 +136,12 @@ claim_init(void)
 	strlcpy(claim_target.token, our_token, sizeof(claim_target.token));
 }
 
+const char *
+claim_token(void)
+{
+	return our_token;
+}
+
 void
 claim_forget(void)
 {

@@ -32,6 +32,9 @@ extern void claim_forget(void);
  */
 extern ClaimVerdict claim_table(SyncTable *st, char **who, TargetResult *res);
 
+/* names this writer; the same for its whole life */
+extern const char *claim_token(void);
+
 /* gives a claim back */
 extern void claim_release(const char *schema, const char *name, TargetResult *res);
 

@@ -55,6 +55,10 @@ InitMaterializedSRF(FunctionCallInfo fcinfo, bits32 flags)
 	object_ownercheck(ExtensionRelationId, extoid, roleid)
 #endif
 
+#if PG_VERSION_NUM >= 180000 && !defined(pg_attribute_noreturn)
+#define pg_attribute_noreturn() pg_noreturn
+#endif
+
 /* from 18 on, attnotnull is also set by a constraint that is not validated */
 #if PG_VERSION_NUM < 180000
 #define CS_ATT_NOT_NULL(desc, i) (TupleDescAttr(desc, i)->attnotnull)

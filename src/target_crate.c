@@ -1732,6 +1732,19 @@ sync_query(CrateTarget *t, const char *sql, const char *args_json, TargetResult 
 		result_fill(&answer, res);
 }
 
+/* the same for a question of ours, whose answer has ncols columns or is none */
+static void
+sync_rows(CrateTarget *t, const char *sql, const char *args_json, int ncols, TargetResult *res)
+{
+	sync_query(t, sql, args_json, res);
+	if (res->outcome == TARGET_OK && res->ncols != ncols)
+	{
+		res->nrows = 0;
+		target_result_error(res, TARGET_UNKNOWN, "answer",
+							"the target's answer does not fit the question");
+	}
+}
+
 static void
 crate_statement(Target *target, const char *sql, const char *args_json, TargetResult *res)
 {
@@ -1852,8 +1865,8 @@ count_older_jobs(CrateTarget *t, const TargetTable *table, int lane, int64 epoch
 	append_marker_id(&id, table, lane);
 	initStringInfo(&args);
 	appendStringInfo(&args, "[\"" MARKER "%% %s%%\",\"" POLL_MARKER "%%\"]", id.data);
-	sync_query(t, POLL_MARKER "SELECT substr(stmt, 1, 160) FROM sys.jobs WHERE stmt LIKE ? OR stmt LIKE ?",
-			   args.data, res);
+	sync_rows(t, POLL_MARKER "SELECT substr(stmt, 1, 160) FROM sys.jobs WHERE stmt LIKE ? OR stmt LIKE ?",
+			  args.data, 1, res);
 	if (res->outcome != TARGET_OK)
 	{
 		if (is_unknown_table(res))
@@ -1904,9 +1917,9 @@ crate_raise_fence(Target *target, const TargetTable *table, int lane, int64 *epo
 	appendStringInfoChar(&args, ']');
 	for (int attempt = 0; attempt < 2; attempt++)
 	{
-		sync_query(t, "INSERT INTO " FENCE_TABLE " (id, epoch) VALUES (?, 1)"
-				   " ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1 RETURNING epoch",
-				   args.data, res);
+		sync_rows(t, "INSERT INTO " FENCE_TABLE " (id, epoch) VALUES (?, 1)"
+				  " ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1 RETURNING epoch",
+				  args.data, 1, res);
 		if (attempt > 0 || !is_unknown_table(res))
 			break;
 		create_fence_table(t, res);
@@ -2421,8 +2434,8 @@ check_columns(CrateTarget *t, const TargetTable *table, const TargetResult *colu
 		StringInfoData list;
 		bool		same;
 
-		sync_query(t, "SELECT column_name FROM information_schema.key_column_usage"
-				   " WHERE table_schema = ? AND table_name = ? ORDER BY ordinal_position", args, &keys);
+		sync_rows(t, "SELECT column_name FROM information_schema.key_column_usage"
+				  " WHERE table_schema = ? AND table_name = ? ORDER BY ordinal_position", args, 1, &keys);
 		if (keys.outcome != TARGET_OK)
 		{
 			*res = keys;
@@ -2477,9 +2490,9 @@ sync_ensure_table(CrateTarget *t, const TargetTable *table, bool *created, Targe
 	*created = false;
 	for (int attempt = 0;; attempt++)
 	{
-		sync_query(t, "SELECT column_name, data_type, character_maximum_length, numeric_precision,"
-				   " is_nullable, column_default, is_generated FROM information_schema.columns"
-				   " WHERE table_schema = ? AND table_name = ?", args, &columns);
+		sync_rows(t, "SELECT column_name, data_type, character_maximum_length, numeric_precision,"
+				  " is_nullable, column_default, is_generated FROM information_schema.columns"
+				  " WHERE table_schema = ? AND table_name = ?", args, 7, &columns);
 		*res = columns;
 		if (res->outcome != TARGET_OK || columns.nrows > 0)
 			break;
@@ -2506,8 +2519,8 @@ sync_ensure_table(CrateTarget *t, const TargetTable *table, bool *created, Targe
 	if (res->outcome != TARGET_OK)
 		return;
 
-	sync_query(t, "SELECT table_type FROM information_schema.tables"
-			   " WHERE table_schema = ? AND table_name = ?", args, res);
+	sync_rows(t, "SELECT table_type FROM information_schema.tables"
+			  " WHERE table_schema = ? AND table_name = ?", args, 1, res);
 	if (res->outcome != TARGET_OK)
 		return;
 	if (res->nrows == 1 && strcmp(res->cells[0][0], "\"BASE TABLE\"") != 0)
@@ -2581,8 +2594,8 @@ copy_grants(CrateTarget *t, const TargetTable *from, const TargetTable *to, Targ
 	appendStringInfoChar(&args, '[');
 	types_json_string(&args, ident.data, ident.len);
 	appendStringInfoChar(&args, ']');
-	sync_query(t, "SELECT state, type, grantee FROM sys.privileges WHERE class = 'TABLE' AND ident = ?",
-			   args.data, &grants);
+	sync_rows(t, "SELECT state, type, grantee FROM sys.privileges WHERE class = 'TABLE' AND ident = ?",
+			  args.data, 3, &grants);
 	*res = grants;
 	for (int i = 0; i < grants.nrows && res->outcome == TARGET_OK; i++)
 	{
@@ -2607,8 +2620,8 @@ crate_swap_table(Target *target, const TargetTable *as, const TargetTable *table
 	CrateTarget *t = (CrateTarget *) target;
 	MemoryContext caller = sync_enter(t);
 
-	sync_query(t, "SELECT table_name FROM information_schema.tables"
-			   " WHERE table_schema = ? AND table_name = ?", table_args(table->schema, table->name), res);
+	sync_rows(t, "SELECT table_name FROM information_schema.tables"
+			  " WHERE table_schema = ? AND table_name = ?", table_args(table->schema, table->name), 1, res);
 	if (res->outcome == TARGET_OK)
 	{
 		if (res->nrows > 0)

@@ -678,6 +678,7 @@ prepare_table(SyncTable *st)
 	if (lanes_idle(st) && st->nlanes != cs_connections)
 		lanes_setup(st);
 	set_target_name(st);
+	strlcpy(st->def->target.token, claim_token(), sizeof(st->def->target.token));
 
 	if (!st->target_ready)
 	{
