@@ -21,6 +21,7 @@
 #include "access/relation.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "access/xlog_internal.h"
 #include "common/hashfn.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
@@ -760,10 +761,26 @@ receiver_for(SyncTable *st, Pass *pass, KeySet *keys)
 }
 
 /*
+ * How far WAL is inserted, as XLogFlush takes it.  Right behind a full page
+ * the insert position names the place behind the next page's header, which
+ * is not there yet and cannot be flushed.
+ */
+static XLogRecPtr
+inserted_wal_end(void)
+{
+	XLogRecPtr	lsn = GetXLogInsertRecPtr();
+
+	if (lsn % XLOG_BLCKSZ == SizeOfXLogShortPHD)
+		return lsn - SizeOfXLogShortPHD;
+	if (XLogSegmentOffset(lsn, wal_segment_size) == SizeOfXLogLongPHD)
+		return lsn - SizeOfXLogLongPHD;
+	return lsn;
+}
+
+/*
  * Runs a read as the table's owner.  Returns NULL, or the error, palloc'd in
  * the caller's context, the transaction then being over all the same.
- */
-typedef void (*ReadFunc) (SyncTable *st, RowReceiver *r, void *arg);
+ */typedef void (*ReadFunc) (SyncTable *st, RowReceiver *r, void *arg);
 
 static ErrorData *
 read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
@@ -780,7 +797,7 @@ read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
 
 		PushActiveSnapshot(GetTransactionSnapshot());
 		/* what the snapshot saw was inserted into WAL before this */
-		seen = GetXLogInsertRecPtr();
+		seen = inserted_wal_end();
 		SPI_connect();
 		GetUserIdAndSecContext(&save_userid, &save_sec);
 		SetUserIdAndSecContext(st->def->owner, save_sec | SECURITY_RESTRICTED_OPERATION);

@@ -1737,7 +1737,7 @@ static void
 sync_rows(CrateTarget *t, const char *sql, const char *args_json, int ncols, TargetResult *res)
 {
 	sync_query(t, sql, args_json, res);
-	if (res->outcome == TARGET_OK && res->ncols != ncols)
+	if (res->outcome == TARGET_OK && res->nrows > 0 && res->ncols != ncols)
 	{
 		res->nrows = 0;
 		target_result_error(res, TARGET_UNKNOWN, "answer",
