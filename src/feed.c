@@ -20,6 +20,7 @@ typedef struct FeedArg
 	int64		keys;
 	bool		reloaded;		/* the catalog was read after the last stop */
 	bool		unknown;		/* stopped at a table we do not know */
+	bool		busy;			/* stopped for want of room */
 	int			taken;
 } FeedArg;
 
@@ -122,13 +123,19 @@ take_chunk(QueueChunk *chunk, void *arg)
 		feed->taken++;
 		return true;
 	}
-	if (!table_takes_chunks(st) || !worker_may_feed(st))
+	if (!table_takes_chunks(st) || (!worker_may_feed(st) && lanes_retrying(st)))
 	{
+		/* out of the others' way */
 		if (chunk->table == QUEUE_HOLD)
-			return true;		/* hold_filter said yes a moment ago: leave it */
+			return false;
 		feed_hold(chunk);
 		feed->taken++;
 		return true;
+	}
+	if (!worker_may_feed(st))
+	{
+		feed->busy = true;		/* all lanes are full: soon */
+		return false;
 	}
 
 	pass = filling_pass(st);
@@ -161,8 +168,8 @@ take_chunk(QueueChunk *chunk, void *arg)
 }
 
 /*
- * One visit to the queue.  Returns true if it took anything.  The rows of
- * what was taken are then read by feed_rows.
+ * One visit to the queue.  Returns true if there may be more to take.  The
+ * rows of what was taken are then read by feed_rows.
  */
 bool
 feed_queue(void)
@@ -204,7 +211,7 @@ feed_queue(void)
 		dlist_foreach(p, &st->passes)
 			dlist_container(Pass, node, p.cur)->filling = false;
 	}
-	return feed.taken > 0;
+	return feed.taken > 0 || feed.busy;
 }
 
 /* reads rows for keys that wait for it; true if there were any */

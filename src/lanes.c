@@ -292,6 +292,18 @@ lanes_idle(const SyncTable *st)
 	return true;
 }
 
+/* does the target keep this table waiting? */
+bool
+lanes_retrying(const SyncTable *st)
+{
+	for (int i = 0; i < st->nlanes; i++)
+	{
+		if (st->lanes[i].attempts > 1)
+			return true;
+	}
+	return false;
+}
+
 TimestampTz
 lanes_next_retry(const SyncTable *st)
 {

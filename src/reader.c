@@ -780,7 +780,8 @@ inserted_wal_end(void)
 /*
  * Runs a read as the table's owner.  Returns NULL, or the error, palloc'd in
  * the caller's context, the transaction then being over all the same.
- */typedef void (*ReadFunc) (SyncTable *st, RowReceiver *r, void *arg);
+ */
+typedef void (*ReadFunc) (SyncTable *st, RowReceiver *r, void *arg);
 
 static ErrorData *
 read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)

@@ -275,6 +275,7 @@ extern void lane_row_done(Lane *lane, Batch *batch, Pass *pass, bool is_delete,
 extern bool lanes_dispatch(SyncTable *st, bool input_idle);
 extern bool lanes_reap(SyncTable *st);
 extern bool lanes_idle(const SyncTable *st);
+extern bool lanes_retrying(const SyncTable *st);
 extern TimestampTz lanes_next_retry(const SyncTable *st);
 extern void failed_key_note(SyncTable *st, const char *target_key, int len);
 extern void park_row(SyncTable *st, const char *target_key, int keylen, const char *packed, int packed_len,

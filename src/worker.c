@@ -827,6 +827,8 @@ time_to_wait(void)
 
 	if (!worker_target_ok && the_target != NULL)
 		next = Min(turn.next_look, target_retry_at);
+	else if (turn.more)
+		next = Min(next, TimestampTzPlusMilliseconds(now, 10)); /* an answer wakes us sooner */
 	dlist_foreach(it, &sync_tables)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
@@ -872,7 +874,6 @@ take_turn(void)
 	dlist_iter	it;
 	bool		busy = false;
 	bool		woken = false;
-	bool		fed = false;
 
 	if (now >= turn.next_look)
 	{
@@ -892,7 +893,7 @@ take_turn(void)
 	if (worker_target_ok && (woken || turn.more || now >= turn.next_feed) &&
 		worker_held_bytes < (Size) cs_work_mem * 1024 / 2)
 	{
-		fed = turn.more = feed_queue();
+		turn.more = feed_queue();
 		turn.next_feed = TimestampTzPlusMilliseconds(now, cs_interval);
 	}
 
@@ -913,7 +914,6 @@ take_turn(void)
 		busy |= lanes_dispatch(st, !got || st->held_bytes == before || !worker_may_feed(st));
 		busy |= got;
 	}
-	busy |= fed;
 	return busy;
 }
 
