@@ -92,6 +92,11 @@ CREATE TABLE removal (
 	drop_target boolean NOT NULL
 );
 
+-- tables that queue nothing because the queue was full; read by the triggers
+CREATE TABLE detached (
+	relid oid PRIMARY KEY
+);
+
 CREATE TABLE control (
 	singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
 	stopped boolean NOT NULL DEFAULT false,
@@ -410,9 +415,10 @@ CREATE VIEW status AS
 		   f.n_failed_rows, w.last_send_time, w.last_ack_time, w.last_error, w.last_error_time
 	FROM crate_sync.worker_status() w
 		CROSS JOIN (SELECT count(*) AS n_tables,
-						   count(*) FILTER (WHERE m.paused OR s.state = 'error') AS n_tables_not_ok,
+						   count(*) FILTER (WHERE m.paused OR s.state IN ('error', 'incomplete', 'detached')) AS n_tables_not_ok,
 						   count(*) FILTER (WHERE m.paused) AS n_paused,
 						   count(*) FILTER (WHERE coalesce(s.state, 'new') IN ('new', 'loading', 'sweeping')) AS n_loading,
+						   count(*) FILTER (WHERE s.state IN ('incomplete', 'detached')) AS n_incomplete,
 						   min(m.relid::text) FILTER (WHERE s.state = 'error') AS bad_table,
 						   (array_agg(s.last_error ORDER BY m.relid::text) FILTER (WHERE s.state = 'error'))[1] AS bad_error,
 						   (array_agg(s.hint ORDER BY m.relid::text) FILTER (WHERE s.state = 'error'))[1] AS bad_hint
@@ -420,6 +426,7 @@ CREATE VIEW status AS
 		LEFT JOIN crate_sync.queue_stats(false) q ON true
 		CROSS JOIN (SELECT count(*) AS n_failed_rows FROM crate_sync.failed) f
 		CROSS JOIN (SELECT stopped FROM crate_sync.control) k
+		CROSS JOIN (SELECT pg_catalog.current_setting('crate_sync.max_lag')::interval AS max_lag) l
 		CROSS JOIN LATERAL (SELECT
 			x.state, x.message, x.hint
 			FROM (VALUES
@@ -432,6 +439,14 @@ CREATE VIEW status AS
 				 'ALTER SYSTEM SET crate_sync.enabled = on; SELECT pg_reload_conf();'),
 				(w.target_state <> 'ok', w.target_state, w.last_error, w.hint),
 				(t.bad_table IS NOT NULL, 'table error', t.bad_table || ': ' || t.bad_error, t.bad_hint),
+				(q.queue_bytes > pg_catalog.pg_size_bytes(pg_catalog.current_setting('crate_sync.max_queue_size')), 'queue full',
+				 'the queue holds ' || pg_catalog.pg_size_pretty(q.queue_bytes) || ', more than crate_sync.max_queue_size',
+				 'see crate_sync.tables for what is behind and why'),
+				(l.max_lag > interval '0' AND now() - q.oldest > l.max_lag, 'lagging',
+				 'the oldest queued change is ' || pg_catalog.date_trunc('second', now() - q.oldest) || ' old',
+				 'see crate_sync.tables for what is behind and why'),
+				(t.n_incomplete > 0, 'incomplete', t.n_incomplete || ' table(s) not loaded in full',
+				 'SELECT crate_sync.resync(); unless the target is expected back'),
 				(t.n_paused > 0, 'paused', t.n_paused || ' table(s) paused', 'SELECT crate_sync.resume();'),
 				(f.n_failed_rows > 0, 'failed rows', f.n_failed_rows || ' row(s) could not be pushed',
 				 'see crate_sync.failed_rows; mend them and SELECT crate_sync.retry_failed();'),
@@ -446,6 +461,7 @@ COMMENT ON TABLE mirror_state IS 'catalog: what the worker has done about each m
 COMMENT ON TABLE failed IS 'storage of failed_rows';
 COMMENT ON TABLE difference IS 'storage of differences';
 COMMENT ON TABLE removal IS 'removed tables whose target side is still to be cleaned up';
+COMMENT ON TABLE detached IS 'tables that queue nothing since the queue was full; loaded anew when the target is back';
 COMMENT ON TABLE control IS 'what start(), stop() and adopt() asked for';
 COMMENT ON TABLE worker_state IS 'what the worker remembers between its starts';
 COMMENT ON TABLE benchmark_results IS 'history of benchmark()';

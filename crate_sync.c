@@ -41,12 +41,20 @@ int			cs_max_retry_interval = 60000;
 int			cs_log_min_duration = -1;
 bool		cs_enabled = true;
 int			cs_max_lag = 300000;
+int			cs_max_queue_size = 10240;
+int			cs_queue_full_action = QUEUE_FULL_WARN;
 bool		cs_capture = true;
 bool		cs_preloaded = false;
 
 #if PG_VERSION_NUM >= 150000
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
 #endif
+
+static const struct config_enum_entry queue_full_actions[] = {
+	{"warn", QUEUE_FULL_WARN, false},
+	{"detach_and_resync", QUEUE_FULL_DETACH, false},
+	{NULL, 0, false}
+};
 
 static bool
 check_target(char **newval, void **extra, GucSource source)
@@ -111,6 +119,13 @@ define_settings(void)
 							 &cs_enabled, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("crate_sync.max_lag", "The lag from which status is not ok; 0: never.", NULL,
 							&cs_max_lag, 300000, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("crate_sync.max_queue_size",
+							"The size of the queue on disk from which queue_full_action is taken.", NULL,
+							&cs_max_queue_size, 10240, 1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
+	DefineCustomEnumVariable("crate_sync.queue_full_action",
+							 "What is done when the queue is full: warn, or detach_and_resync.",
+							 "The latter has the table that fills it most stop queueing, and loads it anew when the target is back.",
+							 &cs_queue_full_action, QUEUE_FULL_WARN, queue_full_actions, PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomBoolVariable("crate_sync.capture",
 							 "Queue this session's changes; a superuser may skip that on purpose.",
 							 "What is changed while it is off does not reach the target.",

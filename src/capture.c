@@ -25,6 +25,7 @@
 #include "catalog/indexing.h"
 #include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
+#include "detach.h"
 #include "executor/tuptable.h"
 #include "key.h"
 #include "live.h"
@@ -48,6 +49,7 @@ typedef struct CaptureRel
 	Oid			relid;			/* hash key */
 	bool		valid;
 	Oid			root;			/* topmost relation with the trigger */
+	bool		detached;		/* nothing is to be queued */
 	KeyLayout	layout;			/* ncols 0: a key column is missing */
 } CaptureRel;
 
@@ -174,6 +176,7 @@ capture_rel(Relation rel, Trigger *trigger)
 			trigger_root(trigger->tgoid, relid) : truncate_root(rel);
 
 		entry->root = root;
+		entry->detached = detach_is_detached(root);
 		if (!key_layout(RelationGetDescr(rel), trigger->tgnargs, trigger->tgargs,
 						&entry->layout))
 			entry->layout.ncols = 0;
@@ -404,6 +407,9 @@ crate_sync_capture(PG_FUNCTION_ARGS)
 		return PointerGetDatum(NULL);
 
 	entry = capture_rel(trigdata->tg_relation, trigdata->tg_trigger);
+
+	if (unlikely(entry->detached))
+		return PointerGetDatum(NULL);
 
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
 		capture_mark(entry->root, &entry->layout, KEY_TRUNCATE);

@@ -26,6 +26,12 @@
 #define CS_TRIGGER			"crate_sync_capture"
 #define CS_TRUNCATE_TRIGGER "crate_sync_capture_truncate"
 
+typedef enum QueueFullAction
+{
+	QUEUE_FULL_WARN,
+	QUEUE_FULL_DETACH
+} QueueFullAction;
+
 /* settings (crate_sync.c); times in ms, sizes in kB unless said otherwise */
 extern char *cs_target;
 extern char *cs_user;
@@ -46,6 +52,8 @@ extern int	cs_max_retry_interval;
 extern int	cs_log_min_duration;
 extern bool cs_enabled;
 extern int	cs_max_lag;
+extern int	cs_max_queue_size;		/* MB */
+extern int	cs_queue_full_action;
 extern bool cs_capture;
 
 extern bool cs_preloaded;			/* loaded by shared_preload_libraries */

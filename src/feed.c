@@ -138,6 +138,14 @@ take_chunk(QueueChunk *chunk, void *arg)
 		return false;
 	}
 
+	if (load_is_detached(st) && !st->attached_again)
+	{
+		/* from a writer that had not noticed yet: the load will see its row */
+		state_drop_chunk(chunk);
+		feed->taken++;
+		return true;
+	}
+
 	pass = filling_pass(st);
 	oldcxt = MemoryContextSwitchTo(pass->cxt);
 	pass->chunks = lappend(pass->chunks, copy_chunk(chunk));
@@ -149,7 +157,8 @@ take_chunk(QueueChunk *chunk, void *arg)
 	else if (chunk->n == KEY_UNKNOWN || chunk->layout != st->layout.id)
 	{
 		/* keys of a former layout name nothing: look at all rows */
-		if (st->phase != LOAD_ROWS || strcmp(st->load_mode, "full") != 0 || st->load_pos != 0)
+		if (!load_is_detached(st) &&
+			(st->phase != LOAD_ROWS || strcmp(st->load_mode, "full") != 0 || st->load_pos != 0))
 			load_begin(st, "full");
 	}
 	else

@@ -465,6 +465,7 @@ lanes_dispatch(SyncTable *st, bool input_idle)
 		if (!the_target->ops->submit(the_target, &lane->req))
 			return sent;		/* no connection is free */
 		lane->busy = true;
+		st->n_submitted++;
 		sent = true;
 	}
 	return sent;

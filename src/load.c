@@ -16,6 +16,7 @@
 #include "access/xact.h"
 #include "sync.h"
 #include "utils/builtins.h"
+#include "verify.h"
 
 /* keys in a page of a sweep */
 #define SWEEP_KEYS 5000
@@ -43,8 +44,8 @@ load_restart(SyncTable *st)
 	st->sweep_started = false;
 }
 
-static void
-begin_phase(SyncTable *st, LoadPhase phase)
+void
+load_enter_phase(SyncTable *st, LoadPhase phase)
 {
 	st->phase = phase;
 	st->load_rel = InvalidOid;
@@ -76,7 +77,7 @@ finish(SyncTable *st)
 	ereport(LOG,
 			(errmsg("crate_sync: %s of %s.%s finished", load_title(st->load_mode),
 					st->def->schemaname, st->def->relname)));
-	begin_phase(st, LOAD_NONE);
+	load_enter_phase(st, LOAD_NONE);
 	set_string(st, &st->load_mode, NULL);
 	st->load_finished = true;
 }
@@ -99,7 +100,7 @@ load_begin(SyncTable *st, const char *mode)
 			pass->load_pos = -1;
 	}
 	set_string(st, &st->load_mode, mode);
-	begin_phase(st, strcmp(mode, "sweep") == 0 ? LOAD_SWEEP : LOAD_ROWS);
+	load_enter_phase(st, strcmp(mode, "sweep") == 0 ? LOAD_SWEEP : LOAD_ROWS);
 	if (st->range_plan != NULL)
 	{
 		SPI_freeplan(st->range_plan);	/* its filter may be another one */
@@ -114,21 +115,37 @@ load_begin(SyncTable *st, const char *mode)
 void
 load_cancel(SyncTable *st)
 {
-	bool		was_load = st->phase == LOAD_ROWS || st->phase == LOAD_SWEEP;
-
+	verify_cancel(st);
 	if (st->phase == LOAD_NONE)
 		return;
-	begin_phase(st, LOAD_NONE);
-	set_string(st, &st->load_mode, was_load ? "cancelled" : NULL);
+	load_enter_phase(st, LOAD_NONE);
+	set_string(st, &st->load_mode, "cancelled");
 	ereport(LOG,
 			(errmsg("crate_sync: resync of %s.%s cancelled",
 					st->def->schemaname, st->def->relname)));
+}
+
+bool
+load_is_detached(const SyncTable *st)
+{
+	return st->load_mode != NULL && strcmp(st->load_mode, LOAD_MODE_DETACHED) == 0;
+}
+
+/* the table queues nothing any more: only a full load can make it good */
+void
+load_detach(SyncTable *st)
+{
+	load_enter_phase(st, LOAD_NONE);
+	set_string(st, &st->load_mode, LOAD_MODE_DETACHED);
+	st->attached_again = false;
 }
 
 /* after TRUNCATE, or when keys were lost: rows may have to go */
 void
 load_want_sweep(SyncTable *st)
 {
+	if (load_is_detached(st))
+		return;					/* a full load is to come anyway */
 	if (st->phase == LOAD_ROWS)
 	{
 		/* every row is on its way anyway; the sweep comes behind */
@@ -138,7 +155,7 @@ load_want_sweep(SyncTable *st)
 			st->sweep_wanted = true;
 	}
 	else if (st->phase == LOAD_SWEEP)
-		begin_phase(st, LOAD_SWEEP);	/* from the start */
+		load_enter_phase(st, LOAD_SWEEP);	/* from the start */
 	else
 		load_begin(st, "sweep");
 	st->dirty = true;
@@ -226,14 +243,14 @@ sweep_step(SyncTable *st)
 bool
 load_step(SyncTable *st)
 {
+	if (st->phase == LOAD_VERIFY)
+		return worker_may_feed(st) && verify_step(st);
 	if (st->phase == LOAD_NONE || st->feed_done || !worker_may_feed(st))
 		return false;
 	if (st->phase == LOAD_ROWS)
 		reader_feed_range(st);
-	else if (st->phase == LOAD_SWEEP)
-		sweep_step(st);
 	else
-		return false;
+		sweep_step(st);
 	return true;
 }
 
@@ -256,7 +273,7 @@ load_pass_done(SyncTable *st, Pass *pass)
 		if (strcmp(st->load_mode, "full") == 0 || st->sweep_wanted)
 		{
 			st->sweep_wanted = false;
-			begin_phase(st, LOAD_SWEEP);
+			load_enter_phase(st, LOAD_SWEEP);
 		}
 		else if (strcmp(st->load_mode, "rebuild") == 0)
 			st->swap_wanted = true;

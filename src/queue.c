@@ -475,7 +475,10 @@ void
 queue_delete_relation(Oid relid)
 {
 	for (int i = 0; i < QUEUE_TABLES; i++)
+	{
 		walk_stored(i, GetActiveSnapshot(), RowExclusiveLock, delete_of_relation, &relid);
+		cursor[i] = 0;			/* perhaps nothing is left */
+	}
 }
 
 typedef struct BeforeArg
@@ -504,6 +507,41 @@ queue_has_before(FullTransactionId xid, Oid relid, Snapshot snapshot)
 			return true;
 	}
 	return false;
+}
+
+void
+queue_look(Oid relid, Snapshot snapshot, QueueChunkCallback callback, void *arg)
+{
+	bool		going = true;
+
+	for (int i = 0; i < QUEUE_TABLES && going; i++)
+	{
+		Relation	rel = queue_open(i, AccessShareLock, true);
+		TableScanDesc scan;
+		TupleTableSlot *slot;
+
+		if (rel == NULL)
+			continue;
+		scan = table_beginscan(rel, snapshot, 0, NULL);
+		slot = table_slot_create(rel, NULL);
+		while (going && table_scan_getnextslot(scan, ForwardScanDirection, slot))
+		{
+			QueueChunk	chunk;
+			bytea	   *keys;
+
+			CHECK_FOR_INTERRUPTS();
+			chunk_from_slot(slot, i, &chunk);
+			if (chunk.relid != relid)
+				continue;
+			keys = DatumGetByteaPP(slot->tts_values[Q_KEYS]);
+			chunk.keys = VARDATA_ANY(keys);
+			chunk.len = VARSIZE_ANY_EXHDR(keys);
+			going = callback(&chunk, arg);
+		}
+		ExecDropSingleTupleTableSlot(slot);
+		table_endscan(scan);
+		relation_close(rel, AccessShareLock);
+	}
 }
 
 int64

@@ -96,6 +96,12 @@ extern void queue_rotate(void);
 extern bool queue_has_before(FullTransactionId xid, Oid relid, Snapshot snapshot);
 
 /*
+ * Shows the callback the stored chunks of a relation, those handed out
+ * included, keys and all; it returns false to stop there.
+ */
+extern void queue_look(Oid relid, Snapshot snapshot, QueueChunkCallback callback, void *arg);
+
+/*
  * Looks at no more than about max_pages pages of a queue table, evenly spread;
  * *scale is set to what each chunk seen stands for.  Returns the table's size
  * in bytes.

@@ -169,6 +169,18 @@ keyset_size(const KeySet *ks)
 	return ks->n;
 }
 
+int
+keyset_next_open(const KeySet *ks, int i, const char **cells, int *len)
+{
+	while (i < ks->n && ks->entries[i].settled)
+		i++;
+	if (i >= ks->n)
+		return -1;
+	*cells = ks->arena.data + ks->entries[i].cells;
+	*len = ks->entries[i].len;
+	return i;
+}
+
 static void
 keyset_settle(KeySet *ks, int i)
 {
@@ -188,18 +200,26 @@ keyset_settle(KeySet *ks, int i)
 /* cuts "5,\"a,b\"" into cells; returns how many there are, at most max */
 static int	split_cells(const char *target_key, const char **cell, int *len, int max);
 
-/* one row of key cells, as Target.page wants them */
-RowSet *
-reader_key_rowset(SyncTable *st, const char *target_key)
+/* adds a row of key cells */
+void
+reader_add_key_row(SyncTable *st, RowSet *rs, const char *target_key)
 {
 	const char *cell[INDEX_MAX_KEYS];
 	int			len[INDEX_MAX_KEYS];
 	int			n = split_cells(target_key, cell, len, INDEX_MAX_KEYS);
-	RowSet	   *rs = rowset_create(CurrentMemoryContext, st->def->nkeys);
 
 	for (int k = 0; k < st->def->nkeys; k++)
 		appendBinaryStringInfo(rowset_cell(rs, k), k < n ? cell[k] : "null", k < n ? len[k] : 4);
 	rowset_end_row(rs);
+}
+
+/* one row of key cells, as Target.page wants them */
+RowSet *
+reader_key_rowset(SyncTable *st, const char *target_key)
+{
+	RowSet	   *rs = rowset_create(CurrentMemoryContext, st->def->nkeys);
+
+	reader_add_key_row(st, rs, target_key);
 	return rs;
 }
 
@@ -562,7 +582,10 @@ typedef struct RowReceiver
 {
 	DestReceiver pub;
 	SyncTable  *st;
-	Pass	   *pass;
+	Pass	   *pass;			/* NULL: nothing goes into lanes */
+	RowSet	   *rows;			/* rows go here, or NULL: into lanes */
+	int			max_rows;
+	Size		max_bytes;
 	KeySet	   *keys;			/* to settle, or NULL */
 	bool		exists_only;	/* settle only, the slot has key columns only */
 	bool		has_tid;		/* the slot's last column is the ctid */
@@ -678,14 +701,14 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 
 	if (!r->exists_only)
 	{
-		Lane	   *lane = lane_for_key(st, r->key.data, r->key.len);
-		Batch	   *batch = lane_open_batch(lane);
+		Lane	   *lane = r->rows ? NULL : lane_for_key(st, r->key.data, r->key.len);
+		Batch	   *batch = lane ? lane_open_batch(lane) : NULL;
 		Size		bytes = 0;
 
-		r->filling = batch->upserts;
+		r->filling = batch ? batch->upserts : r->rows;
 		for (int i = 0; i < def->ncols; i++)
 		{
-			StringInfo	cell = rowset_cell(batch->upserts, i);
+			StringInfo	cell = rowset_cell(r->filling, i);
 			int			before = cell->len;
 
 			if (slot->tts_isnull[i])
@@ -694,9 +717,14 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 				st->encoders[i].encode(cell, slot->tts_values[i], &st->encoders[i]);
 			bytes += cell->len - before + 1;
 		}
-		lane_row_done(lane, batch, r->pass, false, r->key.data, r->key.len, bytes);
+		if (batch != NULL)
+		{
+			lane_row_done(lane, batch, r->pass, false, r->key.data, r->key.len, bytes);
+			r->pass->bytes += bytes;
+		}
+		else
+			rowset_end_row(r->rows);
 		r->filling = NULL;
-		r->pass->bytes += bytes;
 	}
 	r->n++;
 
@@ -712,7 +740,9 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 		r->last_tid = *(ItemPointer) DatumGetPointer(slot->tts_values[slot->tts_tupleDescriptor->natts - 1]);
 	MemoryContextSwitchTo(oldcxt);
 
-	if (worker_held_bytes > (Size) cs_work_mem * 1024 / 2)
+	if (r->rows != NULL ?
+		r->rows->nrows >= r->max_rows || rowset_bytes(r->rows) >= r->max_bytes :
+		r->pass != NULL && worker_held_bytes > (Size) cs_work_mem * 1024 / 2)
 	{
 		r->stopped = true;
 		return false;
@@ -751,6 +781,7 @@ receiver_for(SyncTable *st, Pass *pass, KeySet *keys)
 	}
 	r->st = st;
 	r->pass = pass;
+	r->rows = NULL;
 	r->keys = keys;
 	r->exists_only = false;
 	r->has_tid = false;
@@ -884,7 +915,7 @@ read_keys(SyncTable *st, RowReceiver *r, void *arg)
 		types[k] = get_array_type(base);
 	}
 	execute_plan(r, *plan, nkeys, types, params);
-	if (r->stopped)
+	if (r->stopped || r->pass == NULL)
 		return;
 
 	/* whoever was asked for and did not come is not there */
@@ -1053,6 +1084,7 @@ read_range(SyncTable *st, RowReceiver *r, void *arg)
 	{
 		/* rewritten since: places mean nothing any more */
 		st->feed_pos = 0;
+		range->restarted = true;
 	}
 	st->feed_filenode = CS_RELFILENUMBER(rel);
 	relation_close(rel, NoLock);
@@ -1112,90 +1144,116 @@ next_leaf(SyncTable *st, Oid after)
 	return InvalidOid;
 }
 
-void
-reader_feed_range(SyncTable *st)
+/*
+ * Reads the piece behind feed_pos, with about that many rows wanted, and
+ * moves feed_rel and feed_pos on.  If a row in it cannot be read or encoded,
+ * the piece is narrowed down: *narrowed is set, nothing moved, the next one
+ * is smaller; a block's keys come in r->keys, to be read one by one.  False:
+ * the table is in trouble.
+ */
+static bool
+read_piece(SyncTable *st, RowReceiver *r, MemoryContext keys_cxt, int64 wanted,
+		   bool *narrowed, bool *restarted)
 {
-	RowReceiver *r;
 	RangeArg	range;
-	Pass	   *pass;
 	ErrorData  *error;
-	int64		wanted = (int64) st->batch_rows * st->nlanes;
 
+	memset(&range, 0, sizeof(range));
+	range.blocks = Max(1, st->feed_blocks);
+	*narrowed = false;
+	r->has_tid = true;
+	error = read_transaction(st, r, read_range, &range);
+	*restarted = range.restarted;
+	if (error != NULL && error_is_the_rows(error))
+	{
+		FreeErrorData(error);
+		if (range.blocks > 1)
+		{
+			st->feed_blocks = Max(1, range.blocks / 8);
+			*narrowed = true;
+			return true;
+		}
+		range.keys_only = true;
+		r->keys = keyset_create(keys_cxt, st);
+		error = read_transaction(st, r, read_range, &range);
+		r->pub.receiveSlot = receive_row;
+	}
+	if (error != NULL)
+	{
+		r->pub.receiveSlot = receive_row;
+		read_trouble(st, error);
+		return false;
+	}
+
+	if (range.gone)
+		st->feed_pos = (int64) InvalidBlockNumber << 16;
+	else if (r->stopped)
+		st->feed_pos = ((int64) ItemPointerGetBlockNumber(&r->last_tid) << 16) |
+			ItemPointerGetOffsetNumber(&r->last_tid);
+	else
+	{
+		int64		blocks = ItemPointerGetBlockNumberNoCheck(&range.to) -
+			ItemPointerGetBlockNumberNoCheck(&range.from);
+
+		st->feed_pos = (int64) ItemPointerGetBlockNumberNoCheck(&range.to) << 16;
+
+		/* as many blocks next time as make full batches */
+		if (blocks > 0)
+		{
+			double		per_block = Max(1.0, (double) r->n / blocks);
+
+			st->feed_blocks = (int) Max(1.0, Min(wanted / per_block, range.blocks * 4.0));
+		}
+	}
+
+	if (range.gone ||
+		(!r->stopped && (st->feed_pos >> 16) >= (int64) range.nblocks))
+	{
+		st->feed_rel = next_leaf(st, st->feed_rel);
+		st->feed_filenode = InvalidOid;
+		st->feed_pos = 0;
+	}
+	return true;
+}
+
+static void
+first_piece(SyncTable *st)
+{
 	if (st->feed_rel == InvalidOid)
 	{
 		st->feed_rel = next_leaf(st, InvalidOid);
 		st->feed_filenode = InvalidOid;
 		st->feed_pos = 0;
 	}
-	pass = pass_create(st, PASS_LOAD);
-	memset(&range, 0, sizeof(range));
-	range.blocks = Max(1, st->feed_blocks);
+}
 
+void
+reader_feed_range(SyncTable *st)
+{
+	Pass	   *pass;
+	bool		narrowed = false;
+	bool		restarted;
+
+	first_piece(st);
+	pass = pass_create(st, PASS_LOAD);
 	if (st->feed_rel != InvalidOid)
 	{
-		r = receiver_for(st, pass, NULL);
-		r->has_tid = true;
-		error = read_transaction(st, r, read_range, &range);
-		if (error != NULL && error_is_the_rows(error))
-		{
-			/*
-			 * A row in this piece cannot be read or encoded.  Narrow it down
-			 * to a block, then go by key.
-			 */
-			if (range.blocks > 1)
-			{
-				st->feed_blocks = Max(1, range.blocks / 8);
-				pass->fed = true;
-				pass->load_rel = st->load_rel;	/* no step forward */
-				pass->load_filenode = st->load_filenode;
-				pass->load_pos = -1;
-				pass_settle(st, pass, 0);
-				FreeErrorData(error);
-				return;
-			}
-			FreeErrorData(error);
-			range.keys_only = true;
-			pass->keys = keyset_create(pass->cxt, st);
-			r->keys = pass->keys;
-			error = read_transaction(st, r, read_range, &range);
-			r->pub.receiveSlot = receive_row;
-		}
-		if (error != NULL)
-		{
-			receiver.pub.receiveSlot = receive_row;
-			read_trouble(st, error);
-			return;
-		}
+		RowReceiver *r = receiver_for(st, pass, NULL);
 
+		if (!read_piece(st, r, pass->cxt, (int64) st->batch_rows * st->nlanes,
+						&narrowed, &restarted))
+			return;				/* the pass is gone */
+		pass->keys = r->keys;
 		pass->rows = r->n;
-		if (range.gone)
-			st->feed_pos = (int64) InvalidBlockNumber << 16;
-		else if (r->stopped)
-			st->feed_pos = ((int64) ItemPointerGetBlockNumber(&r->last_tid) << 16) |
-				ItemPointerGetOffsetNumber(&r->last_tid);
-		else
-		{
-			int64		blocks = ItemPointerGetBlockNumberNoCheck(&range.to) -
-				ItemPointerGetBlockNumberNoCheck(&range.from);
-
-			st->feed_pos = (int64) ItemPointerGetBlockNumberNoCheck(&range.to) << 16;
-
-			/* as many blocks next time as make full batches */
-			if (blocks > 0)
-			{
-				double		per_block = Max(1.0, (double) r->n / blocks);
-
-				st->feed_blocks = (int) Max(1.0, Min(wanted / per_block, range.blocks * 4.0));
-			}
-		}
-
-		if (range.gone ||
-			(!r->stopped && (st->feed_pos >> 16) >= (int64) range.nblocks))
-		{
-			st->feed_rel = next_leaf(st, st->feed_rel);
-			st->feed_filenode = InvalidOid;
-			st->feed_pos = 0;
-		}
+	}
+	if (narrowed)
+	{
+		pass->fed = true;
+		pass->load_rel = st->load_rel;	/* no step forward */
+		pass->load_filenode = st->load_filenode;
+		pass->load_pos = -1;
+		pass_settle(st, pass, 0);
+		return;
 	}
 
 	pass->load_rel = st->feed_rel;
@@ -1208,4 +1266,76 @@ reader_feed_range(SyncTable *st)
 	}
 	pass->fed = pass->keys == NULL || pass->keys->nopen == 0;
 	pass_settle(st, pass, 0);
+}
+
+/* ---------------------------------------------------------------------
+ * Rows to be compared
+ * ------------------------------------------------------------------- */
+
+bool
+reader_collect_range(SyncTable *st, RowSet *rows, int max_rows, Size max_bytes,
+					 MemoryContext keys_cxt, KeySet **unread, bool *restarted)
+{
+	RowReceiver *r;
+	bool		narrowed;
+
+	*unread = NULL;
+	*restarted = false;
+	first_piece(st);
+	if (st->feed_rel != InvalidOid)
+	{
+		r = receiver_for(st, NULL, NULL);
+		r->rows = rows;
+		r->max_rows = max_rows;
+		r->max_bytes = max_bytes;
+		if (!read_piece(st, r, keys_cxt, max_rows, &narrowed, restarted))
+			return false;
+		*unread = r->keys;
+		if (narrowed || r->keys != NULL)
+			rowset_reset(rows); /* they come again, or by key */
+	}
+	st->feed_done = st->feed_rel == InvalidOid;
+	return true;
+}
+
+typedef struct CollectArg
+{
+	void		(*also) (SyncTable *st, void *arg);
+	void	   *arg;
+} CollectArg;
+
+static void
+read_keys_and_also(SyncTable *st, RowReceiver *r, void *arg)
+{
+	CollectArg *collect = arg;
+
+	read_keys(st, r, NULL);
+	if (collect->also != NULL)
+		collect->also(st, collect->arg);
+}
+
+ReadOutcome
+reader_collect_keys(SyncTable *st, KeySet *ks, RowSet *rows, Size max_bytes,
+					void (*also) (SyncTable *st, void *arg), void *arg)
+{
+	RowReceiver *r = receiver_for(st, NULL, ks);
+	CollectArg	collect = {also, arg};
+	ErrorData  *error;
+
+	r->rows = rows;
+	r->max_rows = INT_MAX;
+	r->max_bytes = max_bytes;
+	r->exists_only = rows == NULL;
+	for (int i = ks->first_open; i < ks->n; i++)
+		ks->entries[i].asked = !ks->entries[i].settled;
+	error = read_transaction(st, r, read_keys_and_also, &collect);
+	if (error == NULL)
+		return r->stopped ? READ_STOPPED : READ_OK;
+	if (error_is_the_rows(error))
+	{
+		FreeErrorData(error);
+		return READ_REFUSED;
+	}
+	read_trouble(st, error);
+	return READ_TROUBLE;
 }

@@ -30,6 +30,7 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "verify.h"
 
 dlist_head	sync_tables = DLIST_STATIC_INIT(sync_tables);
 
@@ -450,6 +451,7 @@ resolve_table(SyncTable *st)
 			{
 				if (st->def != NULL)
 					drop_work(st, false);
+				verify_forget(st);	/* its rows are of the old shape */
 				reader_forget(st);
 				if (st->def_cxt != NULL)
 					MemoryContextDelete(st->def_cxt);
@@ -474,7 +476,8 @@ resolve_table(SyncTable *st)
 				st->shape = MemoryContextStrdup(st->cxt, shape);
 				st->dirty = true;
 			}
-			if (st->load_total < 0 || new_shape || st->spec.resync_no != st->resync_done)
+			if (st->load_total < 0 || new_shape || st->spec.resync_no != st->resync_done ||
+				st->spec.verify_no != st->verify_done)
 				estimate_rows(st, st->feed_leaves);
 			st->stale = false;
 		}
@@ -506,7 +509,7 @@ resolve_table(SyncTable *st)
 	if (st->def == NULL || st->stale)
 		return;
 
-	if (new_shape && st->load_mode == NULL && st->phase == LOAD_NONE)
+	if (new_shape && st->load_mode == NULL && (st->phase == LOAD_NONE || st->phase == LOAD_VERIFY))
 	{
 		ereport(LOG,
 				(errmsg("crate_sync: %s.%s or its triggers were altered%s: it is resynced",
@@ -637,6 +640,12 @@ state_hold_work(SyncTable *st)
 }
 
 void
+state_forget_work(SyncTable *st)
+{
+	drop_work(st, false);
+}
+
+void
 state_drop_all_work(void)
 {
 	dlist_iter	it;
@@ -660,7 +669,7 @@ state_ack_due(void)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
 
-		if (st->parked != NIL || st->error_changed)
+		if (st->parked != NIL || st->error_changed || st->verify_changed)
 			return true;
 	}
 	return false;
@@ -686,6 +695,8 @@ state_name(const SyncTable *st)
 		return "new";
 	if (st->load_mode != NULL && strcmp(st->load_mode, "cancelled") == 0)
 		return "incomplete";
+	if (load_is_detached(st))
+		return "detached";
 	return "ready";
 }
 
@@ -752,12 +763,14 @@ write_state(SyncTable *st)
 		"last_error = CASE WHEN $25 THEN $26 ELSE last_error END, "
 		"last_error_code = CASE WHEN $25 THEN $27 ELSE last_error_code END, "
 		"last_error_time = CASE WHEN $25 THEN pg_catalog.clock_timestamp() ELSE last_error_time END, "
-		"hint = $28, claimed = $29 WHERE mirror_id = $1";
-	Oid			types[29] = {INT4OID, TEXTOID, TEXTOID, INT4OID, TEXTOID, TEXTOID, OIDOID, OIDOID, INT8OID, INT8OID,
+		"hint = $28, claimed = $29, "
+		"last_verify_time = CASE WHEN $30 THEN pg_catalog.clock_timestamp() ELSE last_verify_time END, "
+		"last_verify_ok = CASE WHEN $30 THEN $31 ELSE last_verify_ok END WHERE mirror_id = $1";
+	Oid			types[31] = {INT4OID, TEXTOID, TEXTOID, INT4OID, TEXTOID, TEXTOID, OIDOID, OIDOID, INT8OID, INT8OID,
 		INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
-	INT8OID, FLOAT8OID, TIMESTAMPTZOID, BOOLOID, BOOLOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID};
-	Datum		v[29];
-	char		nulls[30];
+	INT8OID, FLOAT8OID, TIMESTAMPTZOID, BOOLOID, BOOLOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, BOOLOID, BOOLOID};
+	Datum		v[31];
+	char		nulls[32];
 	const char *phase = st->phase == LOAD_ROWS ? "load" : st->phase == LOAD_SWEEP ? "sweep" :
 		st->phase == LOAD_VERIFY ? "verify" : NULL;
 
@@ -767,12 +780,14 @@ write_state(SyncTable *st)
 
 	if (plan == NULL)
 	{
-		plan = SPI_prepare(sql, 29, types);
+		plan = SPI_prepare(sql, lengthof(types), types);
 		SPI_keepplan(plan);
 	}
 	memset(nulls, ' ', sizeof(nulls));
-	nulls[29] = '\0';
+	nulls[31] = '\0';
 	v[28] = BoolGetDatum(st->claimed);
+	v[29] = BoolGetDatum(st->verify_finished);
+	v[30] = BoolGetDatum(st->verify_ok);
 	v[0] = Int32GetDatum(st->spec.mirror_id);
 	SET_TEXT(1, state_name(st));
 	SET_TEXT(2, st->shape);
@@ -819,6 +834,8 @@ written(SyncTable *st)
 	st->n_requests = st->n_retries = st->n_bytes = 0;
 	st->request_time = 0;
 	st->load_finished = false;
+	st->verify_changed = false;
+	st->verify_finished = false;
 	st->error_changed = false;
 	st->dirty = false;
 	foreach(lc, st->parked)

@@ -21,6 +21,7 @@
 
 typedef struct SyncTable SyncTable;
 typedef struct KeySet KeySet;
+typedef struct VerifyRun VerifyRun;
 
 /*
  * A pass: rows read together, acknowledged together.  It comes from chunks
@@ -123,6 +124,9 @@ typedef struct ParkedRow
 	char	   *message;
 } ParkedRow;
 
+/* load_mode of a table that queues nothing (detach.c) */
+#define LOAD_MODE_DETACHED "detached"
+
 typedef enum LoadPhase
 {
 	LOAD_NONE,
@@ -165,6 +169,13 @@ struct SyncTable
 	bool		sweep_wanted;	/* TRUNCATE or a lost key: look for rows to remove */
 	int			verify_done;
 
+	/* a comparison under way; durable is only that it was asked for */
+	VerifyRun  *verify;			/* in cxt; NULL: begins, or none */
+	bool		verify_changed; /* progress to be written down */
+	bool		verify_finished;	/* since the last time it was written down */
+	bool		verify_ok;
+	int64		n_submitted;	/* requests since the worker's start */
+
 	/* counted since the last time they were written down */
 	int64		n_upserted;
 	int64		n_deleted;
@@ -198,6 +209,10 @@ struct SyncTable
 	bool		sweep_started;
 	bool		load_finished;	/* since the last time it was written down */
 	bool		swap_wanted;	/* a rebuilt table is to take the old one's place */
+
+	/* detached: see detach.c */
+	bool		attached_again;
+	List	   *writers;		/* of VirtualTransactionId *, to be waited for */
 
 	/* trouble */
 	bool		target_ready;	/* the target table was seen to fit */
@@ -248,8 +263,39 @@ extern void reader_feed_keys(SyncTable *st, Pass *pass);
 /* reads a piece of a load; moves feed_rel and feed_pos on */
 extern void reader_feed_range(SyncTable *st);
 
+/*
+ * For comparing: rows as the lanes would get them, but into a row set.  Each
+ * is a transaction of its own; max_rows and max_bytes are passed by no more
+ * than a row.
+ *
+ * reader_collect_range reads the piece behind feed_pos and moves that on,
+ * feed_done at the end; what could not be read is cut smaller in the next
+ * call, at last it comes as *unread, keys in keys_cxt.  *restarted is set if
+ * the leaf is read from its start again.  False: the table is in trouble.
+ *
+ * reader_collect_keys reads the rows of all keys, or, with rows NULL, looks
+ * which are there; what is not there stays open.  also() is called in the
+ * same snapshot.  READ_STOPPED: more bytes than allowed, READ_REFUSED: some
+ * row cannot be read, READ_TROUBLE: the table is in trouble.
+ */
+typedef enum ReadOutcome
+{
+	READ_OK,
+	READ_STOPPED,
+	READ_REFUSED,
+	READ_TROUBLE
+} ReadOutcome;
+
+extern bool reader_collect_range(SyncTable *st, RowSet *rows, int max_rows, Size max_bytes,
+								 MemoryContext keys_cxt, KeySet **unread, bool *restarted);
+extern ReadOutcome reader_collect_keys(SyncTable *st, KeySet *ks, RowSet *rows, Size max_bytes,
+									   void (*also) (SyncTable *st, void *arg), void *arg);
+/* the first open key from i on, its cells in *cells; -1: none */
+extern int	keyset_next_open(const KeySet *ks, int i, const char **cells, int *len);
+
 /* the target's key cells as source values; false if they are none */
 extern bool reader_key_from_cells(SyncTable *st, const RowSet *rows, int row, Datum *values);
+extern void reader_add_key_row(SyncTable *st, RowSet *rs, const char *target_key);
 extern RowSet *reader_key_rowset(SyncTable *st, const char *target_key);
 extern void reader_put_raw_delete(SyncTable *st, Pass *pass, const RowSet *rows, int row);
 extern void reader_key_cells(SyncTable *st, const Datum *values, StringInfo buf);
@@ -283,17 +329,21 @@ extern void park_row(SyncTable *st, const char *target_key, int keylen, const ch
 
 /* ---- load.c ---- */
 extern void load_begin(SyncTable *st, const char *mode);
+extern void load_enter_phase(SyncTable *st, LoadPhase phase);
 extern bool load_step(SyncTable *st);	/* feeds one piece; false if nothing to do */
 extern void load_pass_done(SyncTable *st, Pass *pass);
 extern void load_restart(SyncTable *st);	/* go on from the durable position */
 extern void load_want_sweep(SyncTable *st);	/* rows may have to go from the target */
 extern void load_cancel(SyncTable *st);
+extern void load_detach(SyncTable *st);
+extern bool load_is_detached(const SyncTable *st);
 extern void load_swapped(SyncTable *st);
 
 /* ---- state.c ---- */
 extern void state_init(void);
 extern void state_reload(void); /* tables from the catalog */
 extern void state_hold_work(SyncTable *st);	/* forget batches, move chunks to the hold table */
+extern void state_forget_work(SyncTable *st);	/* and its chunks with it */
 extern void state_drop_all_work(void);	/* forget everything; it is read again */
 extern Oid	state_catalog_relid;
 extern void state_ack(bool force); /* one transaction: what was acknowledged */

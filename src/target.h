@@ -207,9 +207,14 @@ typedef struct TargetOps
 	void		(*page) (Target *t, const TargetTable *table, const int *cols, int ncols,
 						 const RowSet *after, int limit, bool refresh, RowSet *out,
 						 TargetResult *res);
-	/* the given columns of the rows with these keys; sees all acknowledged writes */
+	/*
+	 * The given columns of the rows with these keys, in no order.  fresh: sees
+	 * all acknowledged writes; else those before the last refresh at least,
+	 * which costs a fraction.
+	 */
 	void		(*fetch) (Target *t, const TargetTable *table, const int *cols, int ncols,
-						  const RowSet *keys, int lo, int hi, RowSet *out, TargetResult *res);
+						  const RowSet *keys, int lo, int hi, bool fresh, RowSet *out,
+						  TargetResult *res);
 
 	/* makes acknowledged writes visible to every query */
 	void		(*refresh) (Target *t, const TargetTable *table, TargetResult *res);

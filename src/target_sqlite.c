@@ -1483,7 +1483,7 @@ sqlite_page(Target *target, const TargetTable *table, const int *cols, int ncols
 
 static void
 sqlite_fetch(Target *target, const TargetTable *table, const int *cols, int ncols,
-			 const RowSet *keys, int lo, int hi, RowSet *out, TargetResult *res)
+			 const RowSet *keys, int lo, int hi, bool fresh, RowSet *out, TargetResult *res)
 {
 	SqliteTarget *t = (SqliteTarget *) target;
 	StringInfo	buf;

@@ -17,6 +17,7 @@
 #include "catalog/pg_database.h"
 #include "claim.h"
 #include "commands/extension.h"
+#include "detach.h"
 #include "executor/spi.h"
 #include "live.h"
 #include "pgstat.h"
@@ -32,6 +33,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
+#include "verify.h"
 #include "worker.h"
 
 #if PG_VERSION_NUM >= 150000
@@ -705,6 +707,9 @@ prepare_table(SyncTable *st)
 			table_recovered(st);
 	}
 
+	if (detach_reattach(st))
+		return false;
+
 	if (st->spec.resync_no > st->resync_done)
 	{
 		const char *mode = st->spec.resync_mode ? st->spec.resync_mode : "full";
@@ -734,7 +739,7 @@ prepare_table(SyncTable *st)
 						st->def->target.qualified, st->def->schemaname, st->def->relname)));
 		load_begin(st, "full");
 	}
-	else if (created && st->phase == LOAD_NONE && st->load_mode == NULL)
+	else if (created && (st->phase == LOAD_NONE || st->phase == LOAD_VERIFY) && st->load_mode == NULL)
 	{
 		ereport(LOG,
 				(errmsg("crate_sync: target table %s was gone: it is loaded anew",
@@ -745,6 +750,9 @@ prepare_table(SyncTable *st)
 		load_begin(st, "initial");
 	else if (created && st->phase == LOAD_ROWS && st->load_rows > 0)
 		load_begin(st, "rebuild");
+
+	if (st->phase == LOAD_NONE && st->spec.verify_no > st->verify_done)
+		verify_begin(st);
 	return true;
 }
 
@@ -957,6 +965,7 @@ write_stats_and_rotate(bool idle)
 	}
 	if (now >= turn.next_stats)
 	{
+		detach_check();
 		pgstat_report_stat(true);
 		turn.next_stats = TimestampTzPlusMilliseconds(now, 1000);
 	}
