@@ -226,7 +226,7 @@ fetch_claim(const char *key, Claim *claim, TargetResult *res)
 	memset(claim, 0, sizeof(Claim));
 	put_text(keys, 0, key);
 	rowset_end_row(keys);
-	the_target->ops->fetch(the_target, &claim_target, claim_cols, C_NATTS, keys, 0, 1, out, res);
+	the_target->ops->fetch(the_target, &claim_target, claim_cols, C_NATTS, keys, 0, 1, true, out, res);
 	if (res->outcome == TARGET_OK && out->nrows > 0)
 	{
 		claim->found = true;

@@ -499,6 +499,12 @@ failed_key_note(SyncTable *st, const char *target_key, int len)
 	failedkeys_insert(st->failed, key_hash(target_key, len), &found);
 }
 
+bool
+failed_key_known(const SyncTable *st, const char *target_key, int len)
+{
+	return st->failed != NULL && failedkeys_lookup(st->failed, key_hash(target_key, len)) != NULL;
+}
+
 static void
 unpark_arrived(SyncTable *st, Batch *batch, const BatchSegment *seg)
 {

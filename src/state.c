@@ -433,8 +433,11 @@ resolve_table(SyncTable *st)
 			shape = table_shape(st, rel, &captured);
 			if (!captured)
 			{
+				/* ALTER TABLE refuses a relation that its own session has open */
+				relation_close(rel, NoLock);
 				mended = attach_ensure_triggers(st->relid, spec->key_columns);
 				CommandCounterIncrement();
+				rel = relation_open(st->relid, NoLock);
 				UpdateActiveSnapshotCommandId();
 				shape = table_shape(st, rel, &captured);
 			}

@@ -323,6 +323,8 @@ extern bool lanes_reap(SyncTable *st);
 extern bool lanes_idle(const SyncTable *st);
 extern bool lanes_retrying(const SyncTable *st);
 extern TimestampTz lanes_next_retry(const SyncTable *st);
+/* perhaps it is in failed_rows; false: it is not */
+extern bool failed_key_known(const SyncTable *st, const char *target_key, int len);
 extern void failed_key_note(SyncTable *st, const char *target_key, int len);
 extern void park_row(SyncTable *st, const char *target_key, int keylen, const char *packed, int packed_len,
 					 const char *action, const char *code, const char *message);

@@ -15,6 +15,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_type.h"
 #include "claim.h"
 #include "commands/extension.h"
 #include "detach.h"
@@ -54,8 +55,10 @@ static LiveDatabase *live_db = NULL;
 static char *target_conf = NULL;	/* what the_target was opened with */
 static int	target_attempts = 0;
 static TimestampTz target_retry_at = 0;
-static char target_trouble_said[256];
+static char target_trouble_said[32];	/* the state that was logged last */
 static bool stopped = false;	/* control.stopped */
+static Oid	extension_oid = InvalidOid;
+static bool restart_wanted = false;
 static bool progress_noted = false;
 
 /* ---------------------------------------------------------------------
@@ -136,9 +139,9 @@ target_trouble(TargetOutcome outcome, const char *code, const char *message)
 		hint = "Changes go on queueing and are pushed when it answers.";
 	}
 	/* a line per change of state, not per retry */
-	if (strncmp(text, target_trouble_said, sizeof(target_trouble_said) - 1) != 0)
+	if (strcmp(state, target_trouble_said) != 0)
 	{
-		strlcpy(target_trouble_said, text, sizeof(target_trouble_said));
+		strlcpy(target_trouble_said, state, sizeof(target_trouble_said));
 		ereport(LOG,
 				(errmsg("crate_sync: %s: %s", state, text),
 				 errhint("%s", hint)));
@@ -323,7 +326,8 @@ begin_work(void)
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	if (OidIsValid(get_extension_oid("crate_sync", true)) && !creating_extension)
+	extension_oid = get_extension_oid("crate_sync", true);
+	if (OidIsValid(extension_oid) && !creating_extension)
 	{
 		run = true;
 		claim_init();
@@ -404,17 +408,41 @@ note_progress(void)
 	progress_noted = true;
 }
 
+/*
+ * ALTER DATABASE ... SET counts from the next session on: ours has to be a new
+ * one then.
+ */
+static void
+heed_database_settings(void)
+{
+	static char *at_start = NULL;
+	Oid			types[1] = {OIDOID};
+	Datum		values[1] = {ObjectIdGetDatum(MyDatabaseId)};
+	char	   *now = NULL;
+
+	SPI_execute_with_args("SELECT setconfig::pg_catalog.text FROM pg_catalog.pg_db_role_setting "
+						  "WHERE setdatabase = $1 AND setrole = 0", 1, types, values, NULL, true, 1);
+	if (SPI_processed == 1)
+		now = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	if (now == NULL)
+		now = "";
+	if (at_start == NULL)
+		at_start = MemoryContextStrdup(TopMemoryContext, now);
+	else if (strcmp(at_start, now) != 0)
+		restart_wanted = true;
+}
+
 /* looks at what SQL functions asked for, and whether we still belong here */
 static void
 look_around(void)
 {
-	bool		gone;
+	Oid			extension;
 	bool		isnull;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	gone = !OidIsValid(get_extension_oid("crate_sync", true));
-	if (!gone)
+	extension = get_extension_oid("crate_sync", true);
+	if (extension == extension_oid)
 	{
 		SPI_connect();
 		SPI_execute("SELECT c.stopped, c.adopt_no, w.adopt_done FROM crate_sync.control c, "
@@ -429,15 +457,19 @@ look_around(void)
 			if (adopt_no > DatumGetInt32(SPI_getbinval(tup, desc, 3, &isnull)))
 				claim_adopt(adopt_no);
 		}
+		heed_database_settings();
 		SPI_finish();
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
-	if (gone)
+	if (extension != extension_oid)
 	{
+		/* if it was made anew, all that we remember belongs to the old one */
 		ereport(LOG, (errmsg("crate_sync: the extension was dropped, its worker ends")));
-		leave(LIVE_ABSENT, 0);
+		leave(OidIsValid(extension) ? LIVE_WANTED : LIVE_ABSENT, 0);
 	}
+	if (restart_wanted)
+		leave(LIVE_WANTED, 0);
 	if (stopped)
 	{
 		state_drop_all_work();
