@@ -37,6 +37,7 @@ CREATE TABLE mirror_state (
 	relid oid NOT NULL,
 	state text NOT NULL DEFAULT 'new', -- new, loading, sweeping, ready, error
 	claimed boolean NOT NULL DEFAULT false,
+	lanes_used int NOT NULL DEFAULT 0, -- fences there may be at the target
 	shape text,                        -- fingerprint of table and triggers
 	resync_done int NOT NULL DEFAULT -1,
 	load_mode text,                    -- what is under way; NULL: nothing

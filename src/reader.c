@@ -853,8 +853,11 @@ read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
 	PG_END_TRY();
 	MemoryContextSwitchTo(oldcxt);
 
-	/* rows read before an error are in batches: the flush is due either way */
-	if (r->n > 0 && seen != InvalidXLogRecPtr)
+	/*
+	 * Rows read before an error are in batches, and that a row was not there
+	 * is a thing seen, too: the flush is due in any case.
+	 */
+	if (seen != InvalidXLogRecPtr)
 		XLogFlush(seen);
 	return error;
 }

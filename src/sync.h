@@ -190,6 +190,7 @@ struct SyncTable
 	/* pipeline */
 	dlist_head	passes;
 	int			nlanes;
+	int			lanes_used;		/* durable: how many there may have been at the target */
 	Lane	   *lanes;
 	int			batch_rows;		/* shrinks when the target finds it too big */
 	Size		held_bytes;		/* in batches */
@@ -348,7 +349,8 @@ extern void state_hold_work(SyncTable *st);	/* forget batches, move chunks to th
 extern void state_forget_work(SyncTable *st);	/* and its chunks with it */
 extern void state_drop_all_work(void);	/* forget everything; it is read again */
 extern Oid	state_catalog_relid;
-extern void state_ack(bool force); /* one transaction: what was acknowledged */
+/* one transaction: what was acknowledged; force: all states, and for sure */
+extern void state_ack(bool force);
 extern bool state_ack_due(void);
 extern void state_changed(void);	/* the catalog may have */
 extern bool state_catalog_stale(void);

@@ -688,6 +688,39 @@ claim_for(SyncTable *st, bool *again)
 	return false;
 }
 
+/*
+ * With another number of lanes a key may take another lane than before: then
+ * all lanes there ever were are fenced before the first row is sent.  How
+ * many there are is written down before they are used.
+ */
+static bool
+fence_former_lanes(SyncTable *st)
+{
+	int			most = Max(st->lanes_used, st->nlanes);
+
+	if (st->lanes_used == st->nlanes)
+		return true;
+	for (int i = 0; i < most; i++)
+	{
+		TargetResult res;
+		int64		epoch;
+
+		memset(&res, 0, sizeof(res));
+		the_target->ops->raise_fence(the_target, &st->def->target, i, &epoch, &res);
+		if (res.outcome == TARGET_OK)
+			continue;
+		if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
+			target_trouble(res.outcome, res.code, res.message);
+		else
+			table_trouble(st, res.code, res.message, NULL);
+		return false;
+	}
+	st->lanes_used = st->nlanes;
+	st->dirty = true;
+	state_ack(true);
+	return true;
+}
+
 /* has the target's side ready, takes up what was asked for; false: not now */
 static bool
 prepare_table(SyncTable *st)
@@ -710,7 +743,10 @@ prepare_table(SyncTable *st)
 		return false;
 
 	if (lanes_idle(st) && st->nlanes != cs_connections)
+	{
 		lanes_setup(st);
+		st->target_ready = false;	/* the lanes that were are to be fenced */
+	}
 	set_target_name(st);
 	strlcpy(st->def->target.token, claim_token(), sizeof(st->def->target.token));
 
@@ -730,7 +766,7 @@ prepare_table(SyncTable *st)
 			table_trouble(st, res.code, res.message, NULL);
 			return false;
 		}
-		if (!claim_for(st, &again))
+		if (!claim_for(st, &again) || !fence_former_lanes(st))
 			return false;
 		st->target_ready = true;
 		for (int i = 0; i < st->nlanes; i++)
@@ -764,13 +800,6 @@ prepare_table(SyncTable *st)
 		else
 			load_begin(st, created && strcmp(mode, "full") == 0 ? "initial" : mode);
 	}
-	else if (again && st->phase != LOAD_ROWS)
-	{
-		ereport(LOG,
-				(errmsg("crate_sync: %s is not as it was left: %s.%s is resynced",
-						st->def->target.qualified, st->def->schemaname, st->def->relname)));
-		load_begin(st, "full");
-	}
 	else if (created && (st->phase == LOAD_NONE || st->phase == LOAD_VERIFY) && st->load_mode == NULL)
 	{
 		ereport(LOG,
@@ -782,6 +811,13 @@ prepare_table(SyncTable *st)
 		load_begin(st, "initial");
 	else if (created && st->phase == LOAD_ROWS && st->load_rows > 0)
 		load_begin(st, "rebuild");
+	else if (again && !created && st->phase != LOAD_ROWS)
+	{
+		ereport(LOG,
+				(errmsg("crate_sync: %s is not as it was left: %s.%s is resynced",
+						st->def->target.qualified, st->def->schemaname, st->def->relname)));
+		load_begin(st, "full");
+	}
 
 	if (st->phase == LOAD_NONE && st->spec.verify_no > st->verify_done)
 		verify_begin(st);
@@ -954,6 +990,9 @@ take_turn(void)
 		busy |= lanes_dispatch(st, !got || st->held_bytes == before || !worker_may_feed(st));
 		busy |= got;
 	}
+	/* connections are few: who came first is last the next time */
+	if (!dlist_is_empty(&sync_tables))
+		dlist_push_tail(&sync_tables, dlist_pop_head_node(&sync_tables));
 	return busy;
 }
 
