@@ -751,82 +751,152 @@ write_failed(SyncTable *st)
 	}
 }
 
+/* what is written down of a table, in the order of state_values(); $ is the value */
+static const struct
+{
+	const char *assignment;
+	Oid			type;
+}			state_columns[] =
+{
+	{"state = $", TEXTOID},
+	{"shape = $", TEXTOID},
+	{"resync_done = $", INT4OID},
+	{"load_mode = $", TEXTOID},
+	{"load_phase = $", TEXTOID},
+	{"load_rel = $", OIDOID},
+	{"load_filenode = $", OIDOID},
+	{"load_block = $", INT8OID},
+	{"load_rows = $", INT8OID},
+	{"load_total = $", INT8OID},
+	{"load_bytes = $", INT8OID},
+	{"load_start = $", TIMESTAMPTZOID},
+	{"sweep_key = $", TEXTOID},
+	{"verify_done = $", INT4OID},
+	{"claimed = $", BOOLOID},
+	{"lanes_used = $", INT4OID},
+	{"hint = $", TEXTOID},
+	/* counted since the last time */
+	{"n_tup_upserted = n_tup_upserted + $", INT8OID},
+	{"n_tup_deleted = n_tup_deleted + $", INT8OID},
+	{"n_tup_failed = n_tup_failed + $", INT8OID},
+	{"requests = requests + $", INT8OID},
+	{"retries = retries + $", INT8OID},
+	{"bytes_sent = bytes_sent + $", INT8OID},
+	{"request_time = request_time + $", FLOAT8OID},
+	/* what stays if nothing new is to be said */
+	{"last_ack_time = coalesce($, last_ack_time)", TIMESTAMPTZOID},
+	{"last_load_time = coalesce($, last_load_time)", TIMESTAMPTZOID},
+	{"last_verify_time = coalesce($, last_verify_time)", TIMESTAMPTZOID},
+	{"last_verify_ok = coalesce($, last_verify_ok)", BOOLOID},
+	{"last_error = coalesce($, last_error)", TEXTOID},
+	{"last_error_code = coalesce($, last_error_code)", TEXTOID},
+	{"last_error_time = coalesce($, last_error_time)", TIMESTAMPTZOID},
+};
+
+#define STATE_PARAMS (lengthof(state_columns) + 1)	/* the last one: mirror_id */
+
+typedef struct StateValues
+{
+	int			n;
+	Datum		values[STATE_PARAMS];
+	char		nulls[STATE_PARAMS + 1];
+} StateValues;
+
+static void
+put_value(StateValues *v, Datum value, bool isnull)
+{
+	v->values[v->n] = value;
+	v->nulls[v->n++] = isnull ? 'n' : ' ';
+}
+
+static void
+put_text(StateValues *v, const char *text)
+{
+	put_value(v, text ? CStringGetTextDatum(text) : (Datum) 0, text == NULL);
+}
+
+static void
+put_time(StateValues *v, TimestampTz time)
+{
+	put_value(v, TimestampTzGetDatum(time), time == 0);
+}
+
+static void
+state_values(SyncTable *st, StateValues *v)
+{
+	const char *phase = st->phase == LOAD_ROWS ? "load" : st->phase == LOAD_SWEEP ? "sweep" :
+		st->phase == LOAD_VERIFY ? "verify" : NULL;
+	bool		error = st->error_changed && st->error_message != NULL;
+	TimestampTz now = GetCurrentTimestamp();
+
+	v->n = 0;
+	put_text(v, state_name(st));
+	put_text(v, st->shape);
+	put_value(v, Int32GetDatum(st->resync_done), false);
+	put_text(v, st->load_mode);
+	put_text(v, phase);
+	put_value(v, ObjectIdGetDatum(st->load_rel), false);
+	put_value(v, ObjectIdGetDatum(st->load_filenode), false);
+	put_value(v, Int64GetDatum(st->load_pos), false);
+	put_value(v, Int64GetDatum(st->load_rows), false);
+	put_value(v, Int64GetDatum(Max(st->load_total, st->load_rows)), false);
+	put_value(v, Int64GetDatum(st->load_bytes), false);
+	put_time(v, st->load_start);
+	put_text(v, st->sweep_key);
+	put_value(v, Int32GetDatum(st->verify_done), false);
+	put_value(v, BoolGetDatum(st->claimed), false);
+	put_value(v, Int32GetDatum(st->lanes_used), false);
+	put_text(v, st->error_message ? st->error_hint : NULL);
+	put_value(v, Int64GetDatum(st->n_upserted), false);
+	put_value(v, Int64GetDatum(st->n_deleted), false);
+	put_value(v, Int64GetDatum(st->n_failed), false);
+	put_value(v, Int64GetDatum(st->n_requests), false);
+	put_value(v, Int64GetDatum(st->n_retries), false);
+	put_value(v, Int64GetDatum(st->n_bytes), false);
+	put_value(v, Float8GetDatum(st->request_time), false);
+	put_time(v, st->last_ack);
+	put_time(v, st->load_finished ? now : 0);
+	put_time(v, st->verify_finished ? now : 0);
+	put_value(v, BoolGetDatum(st->verify_ok), !st->verify_finished);
+	put_text(v, error ? st->error_message : NULL);
+	put_text(v, error ? st->error_code : NULL);
+	put_time(v, error ? now : 0);
+	put_value(v, Int32GetDatum(st->spec.mirror_id), false);
+	Assert(v->n == STATE_PARAMS);
+}
+
 static void
 write_state(SyncTable *st)
 {
 	static SPIPlanPtr plan = NULL;
-	static const char *const sql =
-		"UPDATE crate_sync.mirror_state SET state = $2, shape = $3, resync_done = $4, load_mode = $5, "
-		"load_phase = $6, load_rel = $7, load_filenode = $8, load_block = $9, load_rows = $10, "
-		"load_total = $11, load_bytes = $12, load_start = $13, sweep_key = $14, verify_done = $15, "
-		"n_tup_upserted = n_tup_upserted + $16, n_tup_deleted = n_tup_deleted + $17, "
-		"n_tup_failed = n_tup_failed + $18, requests = requests + $19, retries = retries + $20, "
-		"bytes_sent = bytes_sent + $21, request_time = request_time + $22, "
-		"last_ack_time = coalesce($23, last_ack_time), "
-		"last_load_time = CASE WHEN $24 THEN pg_catalog.clock_timestamp() ELSE last_load_time END, "
-		"last_error = CASE WHEN $25 THEN $26 ELSE last_error END, "
-		"last_error_code = CASE WHEN $25 THEN $27 ELSE last_error_code END, "
-		"last_error_time = CASE WHEN $25 THEN pg_catalog.clock_timestamp() ELSE last_error_time END, "
-		"hint = $28, claimed = $29, "
-		"last_verify_time = CASE WHEN $30 THEN pg_catalog.clock_timestamp() ELSE last_verify_time END, "
-		"last_verify_ok = CASE WHEN $30 THEN $31 ELSE last_verify_ok END WHERE mirror_id = $1";
-	Oid			types[31] = {INT4OID, TEXTOID, TEXTOID, INT4OID, TEXTOID, TEXTOID, OIDOID, OIDOID, INT8OID, INT8OID,
-		INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
-	INT8OID, FLOAT8OID, TIMESTAMPTZOID, BOOLOID, BOOLOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID, BOOLOID, BOOLOID};
-	Datum		v[31];
-	char		nulls[32];
-	const char *phase = st->phase == LOAD_ROWS ? "load" : st->phase == LOAD_SWEEP ? "sweep" :
-		st->phase == LOAD_VERIFY ? "verify" : NULL;
-
-#define SET_TEXT(i, s) \
-	do { const char *s_ = (s); \
-		nulls[i] = s_ ? ' ' : 'n'; v[i] = s_ ? CStringGetTextDatum(s_) : (Datum) 0; } while (0)
+	StateValues v;
 
 	if (plan == NULL)
 	{
-		plan = SPI_prepare(sql, lengthof(types), types);
+		StringInfoData sql;
+		Oid			types[STATE_PARAMS];
+
+		initStringInfo(&sql);
+		appendStringInfoString(&sql, "UPDATE crate_sync.mirror_state SET ");
+		for (int i = 0; i < lengthof(state_columns); i++)
+		{
+			const char *dollar = strchr(state_columns[i].assignment, '$');
+
+			appendStringInfo(&sql, "%s%.*s$%d%s", i ? ", " : "",
+							 (int) (dollar - state_columns[i].assignment),
+							 state_columns[i].assignment, i + 1, dollar + 1);
+			types[i] = state_columns[i].type;
+		}
+		types[STATE_PARAMS - 1] = INT4OID;
+		appendStringInfo(&sql, " WHERE mirror_id = $%d", (int) STATE_PARAMS);
+		plan = SPI_prepare(sql.data, STATE_PARAMS, types);
+		if (plan == NULL)
+			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 		SPI_keepplan(plan);
 	}
-	memset(nulls, ' ', sizeof(nulls));
-	nulls[31] = '\0';
-	v[28] = BoolGetDatum(st->claimed);
-	v[29] = BoolGetDatum(st->verify_finished);
-	v[30] = BoolGetDatum(st->verify_ok);
-	v[0] = Int32GetDatum(st->spec.mirror_id);
-	SET_TEXT(1, state_name(st));
-	SET_TEXT(2, st->shape);
-	v[3] = Int32GetDatum(st->resync_done);
-	SET_TEXT(4, st->load_mode);
-	SET_TEXT(5, phase);
-	v[6] = ObjectIdGetDatum(st->load_rel);
-	v[7] = ObjectIdGetDatum(st->load_filenode);
-	v[8] = Int64GetDatum(st->load_pos);
-	v[9] = Int64GetDatum(st->load_rows);
-	v[10] = Int64GetDatum(Max(st->load_total, st->load_rows));
-	v[11] = Int64GetDatum(st->load_bytes);
-	v[12] = TimestampTzGetDatum(st->load_start);
-	if (st->load_start == 0)
-		nulls[12] = 'n';
-	SET_TEXT(13, st->sweep_key);
-	v[14] = Int32GetDatum(st->verify_done);
-	v[15] = Int64GetDatum(st->n_upserted);
-	v[16] = Int64GetDatum(st->n_deleted);
-	v[17] = Int64GetDatum(st->n_failed);
-	v[18] = Int64GetDatum(st->n_requests);
-	v[19] = Int64GetDatum(st->n_retries);
-	v[20] = Int64GetDatum(st->n_bytes);
-	v[21] = Float8GetDatum(st->request_time);
-	v[22] = TimestampTzGetDatum(st->last_ack);
-	if (st->last_ack == 0)
-		nulls[22] = 'n';
-	v[23] = BoolGetDatum(st->load_finished);
-	v[24] = BoolGetDatum(st->error_changed && st->error_message != NULL);
-	SET_TEXT(25, st->error_message);
-	SET_TEXT(26, st->error_code);
-	SET_TEXT(27, st->error_message ? st->error_hint : NULL);
-	if (SPI_execute_plan(plan, v, nulls, false, 0) < 0)
+	state_values(st, &v);
+	if (SPI_execute_plan(plan, v.values, v.nulls, false, 0) < 0)
 		elog(ERROR, "SPI_execute_plan failed");
-#undef SET_TEXT
 }
 
 static void
