@@ -14,7 +14,8 @@ PGFILEDESC = "crate_sync - keeps PostgreSQL tables mirrored in CrateDB"
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
 
 PG_CPPFLAGS = -I$(srcdir)/src
-PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Wno-sign-compare
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Wno-sign-compare \
+	-Wno-ignored-attributes
 SHLIB_LINK = -lcurl -lsqlite3
 
 PG_CONFIG ?= pg_config

@@ -198,9 +198,10 @@ table_key(const char *schema, const char *name)
 }
 
 static char *
-beat_key(const char *token)
+beat_key(const char *token, const char *place)
 {
-	return psprintf("beat of %s", token);
+	/* a copy has the same token: each place has a beat of its own */
+	return psprintf("beat of %s at %s", token, place);
 }
 
 static bool
@@ -241,7 +242,12 @@ fetch_claim(const char *key, Claim *claim, TargetResult *res)
 	}
 	rowset_free(keys);
 	rowset_free(out);
-	return res->outcome == TARGET_OK;
+	if (res->outcome == TARGET_OK)
+		return true;
+	/* it may be gone: make it anew before the next look */
+	table_ready = false;
+	fence_epoch = 0;
+	return false;
 }
 
 /* one request on the claim table, waited for */
@@ -322,11 +328,11 @@ judge_own_name(const Claim *claim, TargetResult *res)
 	int64		found;
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (!fetch_claim(beat_key(our_token), &beat, res))
+	if (!fetch_claim(beat_key(our_token, claim->cell[C_PLACE]), &beat, res))
 		return CLAIM_TROUBLE;
 	found = beat.found ? strtoll(beat.cell[C_BEAT], NULL, 10) : 0;
 
-	if (!beat.found || strcmp(beat.cell[C_PLACE], our_place) == 0)
+	if (strcmp(claim->cell[C_PLACE], our_place) == 0)
 	{
 		/* our own place: all that it can be is older than we left it */
 		if (found < our_beat - 1 && !beat_checked)
@@ -345,10 +351,9 @@ judge_own_name(const Claim *claim, TargetResult *res)
 	}
 	if (now < TimestampTzPlusMilliseconds(watched_since, BEAT_SILENCE_MS))
 		return CLAIM_WAIT;
-	if (our_timeline > strtoll(claim->cell[C_TIMELINE], NULL, 10))
+	/* promoted, recovered or moved; whoever was there may have gone on a little */
+	if (our_timeline > strtoll(claim->cell[C_TIMELINE], NULL, 10) || found <= our_beat)
 		return CLAIM_OURS_AGAIN;
-	if (found <= our_beat)
-		return CLAIM_OURS;		/* moved */
 	return CLAIM_FOREIGN;
 }
 
@@ -373,7 +378,7 @@ claim_table(SyncTable *st, char **who, TargetResult *res)
 	else
 		verdict = CLAIM_FOREIGN;
 
-	if (verdict == CLAIM_FOREIGN && adopting != 0)
+	if ((verdict == CLAIM_FOREIGN || verdict == CLAIM_WAIT) && adopting != 0)
 		verdict = CLAIM_OURS_AGAIN;
 	if (verdict == CLAIM_FOREIGN)
 	{
@@ -394,7 +399,8 @@ claim_table(SyncTable *st, char **who, TargetResult *res)
 		if (!raise_claim_fence(res) || !fetch_claim(key, &now, res))
 			return CLAIM_TROUBLE;
 		if (now.found != claim.found ||
-			(now.found && strcmp(now.cell[C_TOKEN], claim.cell[C_TOKEN]) != 0))
+			(now.found && (strcmp(now.cell[C_TOKEN], claim.cell[C_TOKEN]) != 0 ||
+						   strcmp(now.cell[C_PLACE], claim.cell[C_PLACE]) != 0)))
 			return CLAIM_WAIT;
 		if (!write_claim(key, res))
 			return CLAIM_TROUBLE;
@@ -458,7 +464,15 @@ claim_heartbeat(void)
 
 	memset(&res, 0, sizeof(res));
 	if (raise_claim_fence(&res))
-		(void) write_claim(beat_key(our_token), &res);
+		(void) write_claim(beat_key(our_token, our_place), &res);
+	if (res.outcome == TARGET_BUSY && fence_epoch == 0)
+	{
+		/* somebody else has written claims: are ours still ours? */
+		dlist_foreach(it, &sync_tables)
+			dlist_container(SyncTable, node, it.cur)->target_ready = false;
+	}
+	else if (res.outcome == TARGET_REFUSED_TABLE)
+		table_ready = false;
 	/* a beat that is lost is made good by the next */
 	next_beat = TimestampTzPlusMilliseconds(now, res.outcome == TARGET_OK ? BEAT_INTERVAL_MS : 1000);
 }

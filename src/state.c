@@ -673,7 +673,7 @@ state_ack_due(void)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
 
-		if (st->parked != NIL || st->error_changed || st->verify_changed)
+		if (st->parked != NIL || st->error_changed || st->verify_changed || st->load_finished)
 			return true;
 	}
 	return false;

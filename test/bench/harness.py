@@ -209,8 +209,8 @@ class Env:
 
     def _build(self, pg_config):
         for name in ("sink", "replay"):
-            subprocess.run(["gcc", "-O2", "-pthread", "-o", os.path.join(self.dir, name),
-                            os.path.join(HERE, name + ".c")], check=True)
+            subprocess.run([os.environ.get("CC", "gcc"), *os.environ.get("CFLAGS", "-O2").split(), "-pthread",
+                            "-o", os.path.join(self.dir, name), os.path.join(HERE, name + ".c")], check=True)
         noop = os.path.join(self.dir, "noop")
         shutil.copytree(os.path.join(HERE, "noop"), noop)
         subprocess.run(["make", "-s", "-C", noop, "with_llvm=no",
@@ -344,21 +344,27 @@ class Database:
             WHERE relnamespace = 'crate_sync'::regnamespace AND relkind = 'r' AND relname LIKE 'queue%'"""))
 
     def wait(self, what, condition, timeout, pause=0.005):
-        """Waits for the condition (a function); returns the moment it held."""
-        end = time.monotonic() + timeout
+        """Waits for the condition (a function); returns the moment it held.
+        Gives up when the extension has not been well for a while."""
+        began = well = looked = time.monotonic()
         while True:
             if condition():
                 return time.monotonic()
-            if time.monotonic() > end:
+            now = time.monotonic()
+            if now > looked + 2:
+                looked = now
+                if self.pg.one("SELECT state IN ('ok', 'disabled', 'stopped', 'no worker') FROM crate_sync.status") == "t":
+                    well = now
+            if now > min(began + timeout, well + 20):
                 status = self.pg.query("SELECT * FROM crate_sync.status")
                 tables = self.pg.query("SELECT * FROM crate_sync.tables")
-                raise Trouble(f"{what}: not within {timeout} s\n{status}\n{tables}\n" + self.env.log_tail())
+                raise Trouble(f"{what}: not within {now - began:.0f} s\n{status}\n{tables}\n" + self.env.log_tail())
             time.sleep(pause)
 
-    def wait_drained(self, timeout=600):
+    def wait_drained(self, timeout=180):
         return self.wait("queue empty", lambda: self.queued() == 0, timeout)
 
-    def wait_ready(self, name, timeout=600):
+    def wait_ready(self, name, timeout=180):
         """Until the load of a table is over.  Sets load_began, the moment when
         its target table was there and rows began to be read."""
         self.load_began = None
@@ -405,7 +411,7 @@ class Sink:
         self.http.request("GET", "/_reset")
         self.http.getresponse().read()
 
-    def wait_rows(self, db, rows, timeout=600):
+    def wait_rows(self, db, rows, timeout=180):
         """Until that many rows have come in all; returns when the last one was answered."""
         db.wait(f"{rows} rows in the sink", lambda: self.stats()["rows"] >= rows, timeout)
         return self.stats()["last"]

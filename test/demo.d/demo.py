@@ -18,6 +18,7 @@ import sqlite3
 import statistics
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 
@@ -93,11 +94,17 @@ class Screen:
         """Shows lines in place of those drawn before; a terminal only."""
         if not self.live:
             return
+        lines = [self.fit(line) for line in lines]
         out = "\033[%dF" % self.drawn if self.drawn else ""
         out += "".join("\033[2K%s\n" % line for line in lines)
         self.drawn = len(lines)
         sys.stdout.write(out)
         sys.stdout.flush()
+
+    def fit(self, line):
+        """A line that wrapped could not be redrawn: too long ones lose their end, and their colours."""
+        bare = re.sub(r"\033\[[0-9;]*m", "", line)
+        return line if len(bare) < self.width else bare[:self.width - 1]
 
     def settle(self):
         self.drawn = 0
@@ -555,23 +562,23 @@ class Demo:
         self.change(sql + ";", [sql], "products",
                     lambda: self.lookup("products", '"stock"', '"product_id" = ?', [8]) == 4242)
 
-        sql = "UPDATE orders SET status = 'archived' WHERE order_id %% 10 = 0  -- %s rows" % thousands(n // 10)
+        sql = "UPDATE orders SET status = 'archived' WHERE order_id %% 10 = 0;  -- %s rows" % thousands(n // 10)
         want = int(self.db.value("SELECT count(*) FROM orders WHERE order_id % 10 = 0"))
         self.change(sql, [sql], "orders", lambda: self.search("orders", "\"status\" = 'archived'") == want)
 
-        sql = "UPDATE customers SET is_deleted = true WHERE customer_id = 11  -- a soft delete: gone there"
+        sql = "UPDATE customers SET is_deleted = true WHERE customer_id = 11;  -- a soft delete: gone there"
         self.change(sql, [sql], "customers",
                     lambda: self.lookup("customers", '"customer_id"', '"customer_id" = ?', [11]) is None)
 
-        sql = "UPDATE products SET is_deleted = true WHERE product_id = 11  -- a column like any other"
+        sql = "UPDATE products SET is_deleted = true WHERE product_id = 11;  -- a column like any other"
         self.change(sql, [sql], "products",
                     lambda: self.lookup("products", '"is_deleted"', '"product_id" = ?', [11]) in (True, 1))
 
-        sql = "UPDATE order_items SET line_no = 77 WHERE order_id = %d AND line_no = 1  -- the key itself" % (n + 1)
+        sql = "UPDATE order_items SET line_no = 77 WHERE order_id = %d AND line_no = 1;  -- the key itself" % (n + 1)
         self.change(sql, [sql], "order_items",
                     lambda: self.item(n + 1, 77) == 1 and self.item(n + 1, 1) is None)
 
-        sql = "DELETE FROM orders WHERE order_id = %d  -- its items go by ON DELETE CASCADE" % (n + 1)
+        sql = "DELETE FROM orders WHERE order_id = %d;  -- its items go by ON DELETE CASCADE" % (n + 1)
         self.change(sql, [sql], "order_items",
                     lambda: self.lookup("orders", '"total"', '"order_id" = ?', [n + 1]) is None and
                     all(self.item(n + 1, i) is None for i in (2, 3, 77)))
@@ -620,20 +627,21 @@ class Demo:
         if ui.live:
             ui.draw(["  draining  %s 0 keys" % ui.bar(0, 30)])
         ui.settle()
-        if self.db.value("SELECT crate_sync.wait_for_sync(NULL, '2min')") != "t":
-            self.fail("wait_for_sync: " + " ".join(self.db.notices()))
-            return None
-        return time.monotonic() - start
+        return time.monotonic() - start if self.wait_for_sync() else None
+
+    def wait_for_sync(self, table="NULL"):
+        if self.db.value("SELECT crate_sync.wait_for_sync(%s, '2min')" % table) == "t":
+            return True
+        self.fail("wait_for_sync: " + " ".join(self.db.notices()))
+        return False
 
     def watch_writer(self, writer, seconds, from_time):
         """Draws writer and queue for so long."""
         ui = self.screen
-        end, last, top, most = time.monotonic() + seconds, time.monotonic(), 1000, 0
+        end, last = time.monotonic() + seconds, time.monotonic()
+        top, most = 400 * seconds, 0    # about what one writer queues
         while time.monotonic() < end:
-            try:
-                s = self.status()
-            except Trouble:
-                raise
+            s = self.status()
             now = time.monotonic()
             n = int(s["queued_keys"])
             most, top = max(most, n), max(top, n)
@@ -643,7 +651,7 @@ class Demo:
                 percentile(recent, 50), thousands(n), float(s["extract(epoch FROM lag)"]))
             if ui.live:
                 ui.draw(["  " + text, "  queue  " + ui.bar(n / top, 40, "33"),
-                         "  " + ui.dim("status: %s, %s" % (s["state"], s["message"]))[:ui.width + 8]])
+                         "  " + ui.dim("status: %s, %s" % (s["state"], s["message"]))])
             elif now - last >= 2:
                 last = now
                 ui.say("  " + text)
@@ -798,7 +806,8 @@ class Demo:
         for r in rows:
             for k, v in r.items():
                 v = "" if v is None else v
-                ui.say("  %-14s %s" % (k, v if len(v) <= ui.width - 20 else v[:ui.width - 23] + "..."))
+                for i, line in enumerate(textwrap.wrap(v, ui.width - 18)[:6] or [""]):
+                    ui.say("  %-14s %s" % (k if i == 0 else "", line))
         if len(rows) != 1 or json.loads(rows[0]["key"]).get("order_id") != bad:
             self.fail("failed_rows should hold order %d alone: %s" % (bad, rows))
         self.show_status()
@@ -844,6 +853,9 @@ class Demo:
     def benchmark(self):
         ui = self.screen
         ui.section("The same questions to both sides")
+        # a search in CrateDB sees the last changes only after a refresh
+        ui.statement("SELECT crate_sync.wait_for_sync();")
+        self.wait_for_sync()
         self.db.patient("VACUUM ANALYZE")
         iterations = 5 if self.a.fast else 20
         for q in QUERIES:
@@ -890,8 +902,7 @@ class Demo:
     def compare_all(self):
         ui = self.screen
         ui.section("Both sides compared row by row, by a check that shares no code with crate_sync")
-        if self.db.value("SELECT crate_sync.wait_for_sync(NULL, '2min')") != "t":
-            self.fail("wait_for_sync: " + " ".join(self.db.notices()))
+        self.wait_for_sync()
         ui.say("  First, does it notice anything?  One row changed by hand in the target:")
         # one that is still there after all the deletes
         victim = int(self.db.value("SELECT min(order_id) FROM orders WHERE order_id > 40"))
@@ -906,8 +917,7 @@ class Demo:
         ui.statement("SELECT crate_sync.resync('orders');\nSELECT crate_sync.wait_for_sync('orders', '2min');")
         self.db.patient("SELECT crate_sync.resync('orders')")
         start = time.monotonic()
-        if self.db.value("SELECT crate_sync.wait_for_sync('orders', '2min')") != "t":
-            self.fail("wait_for_sync: " + " ".join(self.db.notices()))
+        self.wait_for_sync("'orders'")
         ui.say("    %.1f s" % (time.monotonic() - start))
         for r in self.compare_tables(TABLES):
             if not r.equal:
@@ -922,13 +932,13 @@ class Demo:
         ui.section("To go on by hand" if stays else "To go on by hand (with --keep, which leaves the servers running)")
         ui.say("  psql %s" % shlex.quote(self.conninfo))
         ui.say("    SELECT * FROM crate_sync.status;  SELECT * FROM crate_sync.tables;")
-        stmt = "SELECT count(*) FROM " + self.qualified("orders")
+        stmt = "SELECT count(*) FROM " + ("orders" if self.sqlite else self.schema + ".orders")
         if self.sqlite:
             if shutil.which("sqlite3"):
                 ui.say("  sqlite3 %s %s" % (shlex.quote(self.target.path), shlex.quote(stmt)))
             else:
-                ui.say("  python3 -c %s" % shlex.quote("import sqlite3; print(sqlite3.connect(%r).execute(%r).fetchall())"
-                                                       % (self.target.path, stmt)))
+                ui.say("  python3 -c 'import sqlite3; print(sqlite3.connect(\"%s\").execute(\"%s\").fetchall())'"
+                       % (self.target.path, stmt))
         else:
             user = "-u %s " % shlex.quote(self.user) if self.user else ""
             ui.say("  curl -s %s-H 'Content-Type: application/json' -d %s %s/_sql"

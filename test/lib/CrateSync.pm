@@ -73,7 +73,7 @@ max_worker_processes = 32
 max_connections = 50
 max_prepared_transactions = 10
 autovacuum_naptime = 1s
-log_statement = none
+restart_after_crash = on
 EOC
 }
 
@@ -149,7 +149,7 @@ sub on_targets
 			if (!eval { $m = CrateSync::Mirror->new($node, $kind, %o); $code->($m); 1 })
 			{
 				fail("ran to its end: $@");
-				$m->explain if $m && eval { $m->status };
+				$m->tell_why if $m && eval { $m->status };
 			}
 			$m->finish if $m;
 		};
@@ -354,11 +354,11 @@ sub wait_sync
 		$table ? "'$table', " : 'timeout => ', $CrateSync::timeout);
 	return 1 if $ret == 0 && $out eq 't';
 	diag("wait_for_sync: $out $err");
-	$self->explain;
+	$self->tell_why;
 	return 0;
 }
 
-sub explain
+sub tell_why
 {
 	my ($self) = @_;
 	diag($self->{node}->safe_psql($self->{db}, <<'EOQ'));
@@ -368,7 +368,7 @@ SELECT relname, state, queued_keys, n_failed_rows, last_error, hint FROM crate_s
 SELECT key, action, error_code, error_message FROM crate_sync.failed_rows LIMIT 3;
 EOQ
 	my @log = split /\n/, PostgreSQL::Test::Utils::slurp_file($self->{node}->logfile);
-	my @last = grep { defined } (grep { /crate_sync|PANIC|TRAP|terminated by/ } @log)[-8 .. -1];
+	my @last = grep { defined } (grep { /crate_sync|PANIC|TRAP|terminated by/ && !/statement: | HINT: / } @log)[-8 .. -1];
 	diag(join("\n", @last));
 }
 
@@ -402,10 +402,17 @@ EOP
 	return $self->target_post({ stmt => $query })->{rows};
 }
 
+# of several hosts, the one that tests ask: {ask} is its number
+sub ask_url
+{
+	my ($self) = @_;
+	return (split /,/, $self->{url})[ $self->{ask} || 0 ];
+}
+
 sub target_post
 {
 	my ($self, $msg) = @_;
-	my ($url) = split /,/, $self->{url};
+	my $url = $self->ask_url;
 	my $r = $http->post("$url/_sql",
 		{ content => $json->encode($msg), headers => { 'Content-Type' => 'application/json' } });
 	die "target: $r->{status} $r->{content} for $msg->{stmt}" unless $r->{success};
@@ -453,7 +460,7 @@ sub compare
 {
 	my ($self, @tables) = @_;
 	my ($out, $err) = ('', '');
-	my ($url) = split /,/, $self->{url};
+	my $url = $self->ask_url;
 	my $conninfo = $self->{node}->connstr($self->{db});
 	my @args;
 	foreach (@tables)
@@ -485,6 +492,15 @@ sub equal
 	my $ok = ok($ret == 0, "$name: both sides are equal");
 	diag($report) unless $ok;
 	return $ok;
+}
+
+# --- sessions beside this one
+
+# runs a script in a session of its own; ->done gives its errors once it is over
+sub background
+{
+	my ($self, $script) = @_;
+	return CrateSync::Session->new($self->{node}->connstr($self->{db}), $script);
 }
 
 # --- the worker
@@ -535,6 +551,42 @@ sub finish
 		$self->{node}->psql('postgres', "DROP DATABASE $self->{db} WITH (FORCE)");
 	}
 	$self->{standin}->stop if $self->{standin};
+}
+
+# ---------------------------------------------------------------------------
+package CrateSync::Session;
+
+use strict;
+use warnings;
+
+# a psql of its own that runs a script and goes on after errors; through files, as
+# nobody pumps here while it runs
+sub new
+{
+	my ($class, $connstr, $script) = @_;
+	my $dir = PostgreSQL::Test::Utils::tempdir();
+	my $self = bless { dir => $dir }, $class;
+
+	open my $f, '>', "$dir/in" or die "$dir/in: $!";
+	print $f $script;
+	close $f;
+	$self->{h} = IPC::Run::start([ 'psql', '-XAtq', '-d', $connstr, '-f', "$dir/in" ],
+		'<', '/dev/null', '>', "$dir/out", '2>', "$dir/err");
+	return $self;
+}
+
+# waits for its end; what it complained about
+sub done
+{
+	my ($self) = @_;
+	$self->{h}->finish;
+	return PostgreSQL::Test::Utils::slurp_file("$self->{dir}/err");
+}
+
+sub output
+{
+	my ($self) = @_;
+	return PostgreSQL::Test::Utils::slurp_file("$self->{dir}/out");
 }
 
 1;

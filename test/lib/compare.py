@@ -292,7 +292,8 @@ class SqliteTarget:
     def columns(self, name):
         rows = self.sql("SELECT name, type FROM pragma_table_info(%s)"
                         % sql_literal(self.qualified(name)[1:-1].replace('""', '"')))["rows"]
-        return {r[0]: r[1].lower() for r in rows}
+        # SQLite's REAL has eight bytes
+        return {r[0]: "double precision" if r[1].lower() == "real" else r[1].lower() for r in rows}
 
     def refresh(self, name):
         pass

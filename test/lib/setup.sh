@@ -260,12 +260,8 @@ build_extension()
 		find "$tree" -name 'crate_sync*' -exec rm -rf {} +
 	fi
 	PG_BIN=$tree$("$PG_CONFIG" --bindir)
-	PG_SHARE=$("$PG_BIN/pg_config" --sharedir)
-	case $PG_SHARE in
-		"$WORK"/*) ;;
-		*) setup_die "$PG_CONFIG cannot be relocated: it still answers $PG_SHARE" ;;
-	esac
-	make -s -C "$src" PG_CONFIG="$PG_BIN/pg_config" with_llvm=no install >>"$log" 2>&1 ||
+	# not by the copy's pg_config: some packages have one that names fixed directories
+	make -s -C "$src" PG_CONFIG="$PG_CONFIG" DESTDIR="$tree" with_llvm=no install >>"$log" 2>&1 ||
 		{ tail -n 40 "$log" >&2; setup_die "make install failed"; }
 }
 
