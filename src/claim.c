@@ -215,6 +215,14 @@ ensure_claim_table(TargetResult *res)
 	if (res->outcome != TARGET_OK)
 		return false;
 	table_ready = true;
+	if (created)
+	{
+		dlist_iter	it;
+
+		/* the first one here, or the target was wiped: look at all tables */
+		dlist_foreach(it, &sync_tables)
+			dlist_container(SyncTable, node, it.cur)->target_ready = false;
+	}
 	return true;
 }
 
@@ -472,7 +480,11 @@ claim_heartbeat(void)
 			dlist_container(SyncTable, node, it.cur)->target_ready = false;
 	}
 	else if (res.outcome == TARGET_REFUSED_TABLE)
-		table_ready = false;
+	{
+		claim_forget();
+		dlist_foreach(it, &sync_tables)
+			dlist_container(SyncTable, node, it.cur)->target_ready = false;
+	}
 	/* a beat that is lost is made good by the next */
 	next_beat = TimestampTzPlusMilliseconds(now, res.outcome == TARGET_OK ? BEAT_INTERVAL_MS : 1000);
 }

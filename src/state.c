@@ -386,6 +386,19 @@ estimate_rows(SyncTable *st, List *leaves)
 	st->load_total = (int64) total;
 }
 
+/* what the user asks for now, in a context of its own: it changes more often */
+static void
+take_spec(SyncTable *st)
+{
+	MemoryContext old = st->spec_cxt;
+
+	st->spec_cxt = AllocSetContextCreate(st->cxt, "crate_sync table spec", ALLOCSET_SMALL_SIZES);
+	MemoryContextSwitchTo(st->spec_cxt);
+	st->spec = *(MirrorSpec *) linitial(mirror_load(st->relid));
+	if (old != NULL)
+		MemoryContextDelete(old);
+}
+
 /* takes over a spec and resolves it; errors are the table's trouble */
 static void
 resolve_table(SyncTable *st)
@@ -449,7 +462,6 @@ resolve_table(SyncTable *st)
 								def->schemaname, def->relname),
 						 errhint("They are put back as soon as the table is not in use by a writer.")));
 
-			st->spec = *spec;
 			if (st->def == NULL ||
 				strcmp(definition_signature(st->def), definition_signature(def)) != 0)
 			{
@@ -468,11 +480,12 @@ resolve_table(SyncTable *st)
 			}
 			else
 			{
-				/* the old definition stays, with a spec of its own */
+				/* the old definition stays */
 				MemoryContextSwitchTo(st->def_cxt);
+				list_free(st->feed_leaves);
 				st->feed_leaves = list_copy(leaves);
-				st->spec = *(MirrorSpec *) linitial(mirror_load(st->relid));
 			}
+			take_spec(st);
 			MemoryContextSwitchTo(oldcxt);
 			if (st->shape == NULL || strcmp(st->shape, shape) != 0)
 			{

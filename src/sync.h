@@ -140,8 +140,9 @@ struct SyncTable
 	dlist_node	node;
 	MemoryContext cxt;			/* lives as long as the entry */
 	MemoryContext def_cxt;		/* lives as long as the definition */
+	MemoryContext spec_cxt;		/* lives as long as the spec */
 	Oid			relid;
-	MirrorSpec	spec;			/* in def_cxt */
+	MirrorSpec	spec;			/* in spec_cxt */
 	MirrorTable *def;			/* NULL: could not be resolved */
 	KeyLayout	layout;
 	CellEncoder *encoders;		/* a column each */

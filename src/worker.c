@@ -911,8 +911,10 @@ time_to_wait(void)
 
 		if (st->in_error)
 			next = Min(next, st->error_retry_at);
-		else
+		else if (st->target_ready)
 			next = Min(next, lanes_next_retry(st));
+		else if (st->def != NULL && !st->spec.paused)
+			next = Min(next, st->claim_retry_at);
 	}
 	if (next <= now)
 		return 0;
@@ -984,7 +986,8 @@ take_turn(void)
 		got |= feed_rows(st);
 		if (!st->in_error && !st->spec.paused && st->target_ready)
 			got |= load_step(st);
-		if (st->in_error)
+		/* what is in lanes waits too, until it is known whose the table is */
+		if (st->in_error || !st->target_ready)
 			continue;
 		/* a batch waits to be filled while input comes, and no longer */
 		busy |= lanes_dispatch(st, !got || st->held_bytes == before || !worker_may_feed(st));
