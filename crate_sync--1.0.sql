@@ -111,7 +111,8 @@ CREATE TABLE worker_state (
 	system_identifier text,
 	timeline int,
 	token text,
-	beat bigint NOT NULL DEFAULT 0,
+	beat bigint NOT NULL DEFAULT 0,    -- written here before it goes to the target
+	beat_acked bigint NOT NULL DEFAULT 0,
 	adopt_done int NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 INSERT INTO worker_state DEFAULT VALUES;

@@ -27,6 +27,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/pg_type.h"
 #include "claim.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
@@ -79,6 +80,7 @@ static char our_database[64];
 static char our_token[33];
 static char our_place[33];
 static int64 our_beat = 0;		/* the last one written down here */
+static int64 beat_acked = 0;	/* the last one that arrived there */
 static int64 our_timeline = 0;
 
 /* what is known of the target */
@@ -124,13 +126,15 @@ claim_init(void)
 	/* a token is made once; copies have it too, another CREATE EXTENSION has not */
 	SPI_execute("UPDATE crate_sync.worker_state SET token = coalesce(token, "
 				"pg_catalog.md5(pg_catalog.gen_random_uuid()::pg_catalog.text)) "
-				"RETURNING token, beat", false, 1);
+				"RETURNING token, beat, beat_acked", false, 1);
 	if (SPI_processed == 1)
 	{
 		strlcpy(our_token, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1),
 				sizeof(our_token));
 		our_beat = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
 											   SPI_tuptable->tupdesc, 2, &isnull));
+		beat_acked = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+												 SPI_tuptable->tupdesc, 3, &isnull));
 	}
 	SPI_finish();
 	strlcpy(claim_target.token, our_token, sizeof(claim_target.token));
@@ -171,7 +175,7 @@ claim_adopting(void)
 void
 claim_adopted(void)
 {
-	Oid			types[1] = {23};
+	Oid			types[1] = {INT4OID};
 	Datum		values[1] = {Int32GetDatum(adopting)};
 
 	StartTransactionCommand();
@@ -343,7 +347,7 @@ judge_own_name(const Claim *claim, TargetResult *res)
 	if (strcmp(claim->cell[C_PLACE], our_place) == 0)
 	{
 		/* our own place: all that it can be is older than we left it */
-		if (found < our_beat - 1 && !beat_checked)
+		if (found < beat_acked && !beat_checked)
 			target_is_older = true;
 		beat_checked = true;
 		return target_is_older ? CLAIM_OURS_AGAIN : CLAIM_OURS;
@@ -445,6 +449,8 @@ claim_heartbeat(void)
 {
 	TargetResult res;
 	TimestampTz now = GetCurrentTimestamp();
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(beat_acked)};
 	bool		any = false;
 	dlist_iter	it;
 
@@ -463,7 +469,8 @@ claim_heartbeat(void)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	SPI_execute("UPDATE crate_sync.worker_state SET beat = beat + 1", false, 0);
+	SPI_execute_with_args("UPDATE crate_sync.worker_state SET beat = beat + 1, beat_acked = $1",
+						  1, types, values, NULL, false, 0);
 	SPI_finish();
 	PopActiveSnapshot();
 	ForceSyncCommit();
