@@ -85,7 +85,7 @@ static int64 our_timeline = 0;
 
 /* what is known of the target */
 static bool table_ready = false;
-static int64 fence_epoch = 0;
+static int64 beat_epoch = 0;	/* of our own lane of the claim table, see beat_lane() */
 static bool target_is_older = false;	/* it was restored from a backup */
 static bool beat_checked = false;
 
@@ -150,7 +150,7 @@ void
 claim_forget(void)
 {
 	table_ready = false;
-	fence_epoch = 0;
+	beat_epoch = 0;
 	target_is_older = false;
 	beat_checked = false;
 	watched_beat = -1;
@@ -258,28 +258,49 @@ fetch_claim(const char *key, Claim *claim, TargetResult *res)
 		return true;
 	/* it may be gone: make it anew before the next look */
 	table_ready = false;
-	fence_epoch = 0;
+	beat_epoch = 0;
 	return false;
 }
 
-/* one request on the claim table, waited for */
+/*
+ * Claims are written in lane 0 of the claim table, whose fence is raised by
+ * everyone who does; beats in a lane that only we and copies of us have, so
+ * that writers do not disturb each other by being alive.
+ */
+static int
+beat_lane(void)
+{
+	return 1 + hash_bytes((const unsigned char *) our_token, strlen(our_token)) % 1000000;
+}
+
+/* one request on the claim table, waited for; BUSY: the fence was raised */
 static bool
-claim_request(TargetRequestKind kind, RowSet *rows, TargetResult *res)
+claim_request(TargetRequestKind kind, RowSet *rows, int lane, int64 epoch, TargetResult *res)
 {
 	TargetRequest req;
 	bool		ok;
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), cs_request_timeout);
 
 	memset(&req, 0, sizeof(req));
 	req.kind = kind;
 	req.table = &claim_target;
-	req.epoch = fence_epoch;
+	req.lane = lane;
+	req.epoch = epoch;
 	req.rows = rows;
 	req.hi = rows->nrows;
-	if (!the_target->ops->submit(the_target, &req))
+	/* a load keeps all connections at work: the next that is free is ours */
+	while (!the_target->ops->submit(the_target, &req))
 	{
-		res->outcome = TARGET_BUSY; /* all connections are in use: later */
-		res->message = "all connections are in use";
-		return false;
+		if (GetCurrentTimestamp() > deadline)
+		{
+			res->outcome = TARGET_UNKNOWN;
+			res->message = "no connection became free";
+			return false;
+		}
+		CHECK_FOR_INTERRUPTS();
+		worker_idle();
+		the_target->ops->poll(the_target, 10, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
 	}
 	while (!req.done)
 	{
@@ -291,7 +312,6 @@ claim_request(TargetRequestKind kind, RowSet *rows, TargetResult *res)
 	ok = req.outcome == TARGET_OK && req.nwritten == rows->nrows;
 	if (!ok)
 	{
-		fence_epoch = 0;
 		res->outcome = req.outcome == TARGET_OK ? TARGET_BUSY : req.outcome;
 		strlcpy(res->code, req.code, sizeof(res->code));
 		res->message = pstrdup(req.message ? req.message : "somebody else writes claims");
@@ -302,7 +322,7 @@ claim_request(TargetRequestKind kind, RowSet *rows, TargetResult *res)
 }
 
 static bool
-write_claim(const char *key, TargetResult *res)
+write_claim(const char *key, int lane, int64 epoch, TargetResult *res)
 {
 	RowSet	   *rs = rowset_create(CurrentMemoryContext, C_NATTS);
 	bool		ok;
@@ -315,17 +335,15 @@ write_claim(const char *key, TargetResult *res)
 	put_text(rs, C_PLACE, our_place);
 	appendStringInfo(rowset_cell(rs, C_BEAT), INT64_FORMAT, our_beat);
 	rowset_end_row(rs);
-	ok = claim_request(TARGET_UPSERT, rs, res);
+	ok = claim_request(TARGET_UPSERT, rs, lane, epoch, res);
 	rowset_free(rs);
 	return ok;
 }
 
 static bool
-raise_claim_fence(TargetResult *res)
+raise_claim_fence(int lane, int64 *epoch, TargetResult *res)
 {
-	if (fence_epoch != 0)
-		return true;
-	the_target->ops->raise_fence(the_target, &claim_target, 0, &fence_epoch, res);
+	the_target->ops->raise_fence(the_target, &claim_target, lane, epoch, res);
 	return res->outcome == TARGET_OK;
 }
 
@@ -407,14 +425,15 @@ claim_table(SyncTable *st, char **who, TargetResult *res)
 	{
 		/* under the fence: of two who claim at one time, one comes too late */
 		Claim		now;
+		int64		epoch = 0;
 
-		if (!raise_claim_fence(res) || !fetch_claim(key, &now, res))
+		if (!raise_claim_fence(0, &epoch, res) || !fetch_claim(key, &now, res))
 			return CLAIM_TROUBLE;
 		if (now.found != claim.found ||
 			(now.found && (strcmp(now.cell[C_TOKEN], claim.cell[C_TOKEN]) != 0 ||
 						   strcmp(now.cell[C_PLACE], claim.cell[C_PLACE]) != 0)))
 			return CLAIM_WAIT;
-		if (!write_claim(key, res))
+		if (!write_claim(key, 0, epoch, res))
 			return CLAIM_TROUBLE;
 		next_beat = 0;			/* say at once that this is our place */
 	}
@@ -431,15 +450,16 @@ claim_release(const char *schema, const char *name, TargetResult *res)
 {
 	RowSet	   *rs = rowset_create(CurrentMemoryContext, 1);
 	Claim		claim;
+	int64		epoch = 0;
 	char	   *key = table_key(schema, name);
 
 	memset(res, 0, sizeof(TargetResult));
 	if (ensure_claim_table(res) && fetch_claim(key, &claim, res) && claim.found &&
-		strcmp(claim.cell[C_TOKEN], our_token) == 0 && raise_claim_fence(res))
+		strcmp(claim.cell[C_TOKEN], our_token) == 0 && raise_claim_fence(0, &epoch, res))
 	{
 		put_text(rs, 0, key);
 		rowset_end_row(rs);
-		claim_request(TARGET_DELETE, rs, res);
+		claim_request(TARGET_DELETE, rs, 0, epoch, res);
 	}
 	rowset_free(rs);
 }
@@ -478,11 +498,14 @@ claim_heartbeat(void)
 	our_beat++;
 
 	memset(&res, 0, sizeof(res));
-	if (raise_claim_fence(&res))
-		(void) write_claim(beat_key(our_token, our_place), &res);
-	if (res.outcome == TARGET_BUSY && fence_epoch == 0)
+	if ((beat_epoch != 0 || raise_claim_fence(beat_lane(), &beat_epoch, &res)) &&
+		write_claim(beat_key(our_token, our_place), beat_lane(), beat_epoch, &res))
+		beat_acked = our_beat;
+	else
+		beat_epoch = 0;
+	if (res.outcome == TARGET_BUSY)
 	{
-		/* somebody else has written claims: are ours still ours? */
+		/* a copy of us is alive too: who of us may write? */
 		dlist_foreach(it, &sync_tables)
 			dlist_container(SyncTable, node, it.cur)->target_ready = false;
 	}

@@ -1051,12 +1051,15 @@ main_loop(MemoryContext turn_cxt)
 	for (;;)
 	{
 		bool		busy;
+		dlist_iter	it;
 
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			dlist_foreach(it, &sync_tables)
+				dlist_container(SyncTable, node, it.cur)->batch_rows = cs_batch_rows;
 			if (the_target != NULL)
 				the_target->ops->reconnect(the_target);
 			target_retry_at = 0;
