@@ -28,7 +28,7 @@ import proxy                                            # noqa: E402
 from writers import Dice, Writer, SCHEMA, TABLES, FILTER, FILTER_SAFE, KEYS, lit    # noqa: E402
 
 REQUEST_TIMEOUT = 2.0
-QUIET_LIMIT = 120           # seconds that everything may take to arrive in the end
+QUIET_LIMIT = 120           # seconds in the end without anything arriving, after which it counts as stuck
 
 
 class Failed(Exception):
@@ -142,7 +142,7 @@ class Environment:
     def crate_signal(self, number):
         os.killpg(self.crate_pid, number)
 
-    def crate(self, stmt, args=None, timeout=30):
+    def crate(self, stmt, args=None, timeout=4):
         """A statement straight to CrateDB, past the proxy."""
         body = json.dumps({"stmt": stmt, **({"args": args} if args else {})}).encode()
         request = urllib.request.Request(self.crate_url + "/_sql", body, {"Content-Type": "application/json"})
@@ -160,7 +160,7 @@ class Environment:
 
     def sqlite(self, *statements):
         try:
-            db = sqlite3.connect(self.sqlite_file, timeout=10, isolation_level=None)
+            db = sqlite3.connect(self.sqlite_file, timeout=2, isolation_level=None)
             try:
                 for s in statements:
                     db.execute(s)
@@ -454,7 +454,7 @@ class Faults:
     # --- SQLite
 
     def sqlite_lock(self):
-        db = sqlite3.connect(self.env.sqlite_file, timeout=5, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(self.env.sqlite_file, timeout=2, isolation_level=None, check_same_thread=False)
         try:
             db.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as e:
@@ -465,14 +465,13 @@ class Faults:
     def sqlite_read_only(self):
         path = self.env.sqlite_file
         places = [path, os.path.dirname(path)]
-        modes = [os.stat(p).st_mode & 0o777 for p in places]
         os.chmod(path, 0o444)
         os.chmod(places[1], 0o555)
         if self.r.random() < 0.5:
             self.terminate_worker()
 
         def undo():
-            for p, m in zip(places, modes):
+            for p, m in zip(places, (0o644, 0o755)):
                 if os.path.exists(p):
                     os.chmod(p, m)
         return self.seconds(0.5, 4), undo
@@ -504,7 +503,7 @@ class Run:
         self.env = Environment(options)
         self.rng = random.Random("%s/faults" % options.seed)
         self.writers = []
-        self.undo = []              # heap of (time, number, name, function)
+        self.undo = []              # heap of (time, number, name, function, tries)
         self.count = 0
         self.serial = 0
         self.idle = None
@@ -561,17 +560,16 @@ class Run:
 
     def undo_due(self, now):
         while self.undo and self.undo[0][0] <= now:
-            _, no, name, f = heapq.heappop(self.undo)
-            for attempt in range(60):
-                try:
-                    f()
-                    self.env.say("      end of %d %s" % (no, name))
-                    break
-                except (Failed, OSError, ProcessLookupError) as e:
-                    error = e
-                    time.sleep(0.5)
-            else:
-                raise Failed("fault %d %s cannot be undone: %s" % (no, name, error))
+            _, no, name, f, tries = heapq.heappop(self.undo)
+            try:
+                f()
+                self.env.say("      end of %d %s" % (no, name))
+            except (Failed, OSError) as e:
+                # another fault may have to end first
+                if tries > 200:
+                    raise Failed("fault %d %s cannot be undone: %s" % (no, name, e))
+                time.sleep(0.1)
+                heapq.heappush(self.undo, (time.time() + 0.5, no, name, f, tries + 1))
 
     def fault(self, faults, name):
         self.serial += 1
@@ -591,7 +589,7 @@ class Run:
             note = "  " + result
         elif result is not None:
             note = "  for %.1f s" % result[0]
-            heapq.heappush(self.undo, (time.time() + result[0], self.serial, name, result[1]))
+            heapq.heappush(self.undo, (time.time() + result[0], self.serial, name, result[1], 0))
         self.env.say("fault %d %s%s" % (self.serial, name, note))
 
     def storm(self):
@@ -646,8 +644,12 @@ class Run:
     def settle(self):
         env = self.env
         until = time.time() + QUIET_LIMIT
+        last = None
         while True:
             try:
+                arrived = env.sql("SELECT sum(queued_keys), sum(n_tup_upserted + n_tup_deleted) FROM crate_sync.tables")
+                if arrived != last:
+                    last, until = arrived, time.time() + QUIET_LIMIT
                 if env.sql("SELECT crate_sync.wait_for_sync(timeout => '10s')", timeout=60) == "t":
                     break
                 # false at once where rows are parked: then all the rest has to have arrived

@@ -148,6 +148,21 @@ foreach my $phase ('before', 'fenced')
 	$m->equal('t', "held $phase");
 }
 
+# a TRUNCATE right behind rows that are slow on their way: none of them is left over
+foreach my $i (1 .. 3)
+{
+	$s->fault({ match => $writes, delay_before => 0.3, times => -1 });
+	$m->sql("INSERT INTO t VALUES (90000 + $i, 'to be truncated')");
+	$s->wait_hits(1);
+	$m->sql('TRUNCATE t');
+	$m->sql("INSERT INTO t VALUES (1, 'after')");
+	ok($m->wait_sync, 'in sync after a TRUNCATE');
+	is($m->target_count('t'), 1, "TRUNCATE right behind a slow upsert, $i");
+}
+$s->fault();
+$m->sql(q{INSERT INTO t SELECT i, 'v' || i FROM generate_series(2, 2000) i});
+$m->equal('t', 'filled again');
+
 # a delete that hangs while the row comes back
 foreach my $i (1 .. 3)
 {

@@ -211,7 +211,10 @@ CrateSync::on_targets($node, sub {
 	CrateSync::poll($node, 'postgres', 'SELECT true');
 	$m->equal(\@t, 'kill -9 of a backend');
 	$m->sql(q{SET synchronous_commit = off; UPDATE t SET v = 'async again ' || id});
+	my @children = split /\n/, $node->safe_psql('postgres', 'SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()');
 	$node->kill9;
+	# they hold its shared memory until they have noticed
+	CrateSync::wait_until('its children are gone', sub { !grep { kill 0, $_ } @children });
 	$node->start;
 	$m->equal(\@t, 'kill -9 of the postmaster after asynchronous commits');
 });
