@@ -646,6 +646,8 @@ lane_complete(Lane *lane)
 				else
 					st->n_upserted += live;
 				st->parked_in_a_row = 0;
+				if (st->batch_rows < cs_batch_rows)
+					st->batch_rows = Min(cs_batch_rows, st->batch_rows + 1 + st->batch_rows / 8);
 				st->unrefreshed = true;
 				lane->attempts = 0;
 				lane->retry_at = 0;

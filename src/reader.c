@@ -952,6 +952,16 @@ error_is_the_rows(const ErrorData *error)
 	}
 }
 
+/* true: somebody has the relation locked, the keys are asked for again soon */
+static bool
+read_locked_out(SyncTable *st, const ErrorData *error)
+{
+	if (error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+		return false;
+	st->read_retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 500);
+	return true;
+}
+
 static void
 read_trouble(SyncTable *st, ErrorData *error)
 {
@@ -992,6 +1002,11 @@ reader_feed_keys(SyncTable *st, Pass *pass)
 		}
 		else if (error != NULL)
 		{
+			if (read_locked_out(st, error))
+			{
+				FreeErrorData(error);
+				return;
+			}
 			if (!error_is_the_rows(error))
 			{
 				read_trouble(st, error);

@@ -169,6 +169,17 @@ state_catalog_stale(void)
 	return catalog_stale && GetCurrentTimestamp() >= next_reload;
 }
 
+int64
+state_count(void)
+{
+	dlist_iter	it;
+	int64		n = 0;
+
+	dlist_foreach(it, &sync_tables)
+		n++;
+	return n;
+}
+
 SyncTable *
 state_find(Oid relid)
 {

@@ -216,6 +216,8 @@ struct SyncTable
 	bool		attached_again;
 	List	   *writers;		/* of VirtualTransactionId *, to be waited for */
 
+	TimestampTz read_retry_at;	/* the relation is locked: later */
+
 	/* trouble */
 	bool		target_ready;	/* the target table was seen to fit */
 	bool		claimed;		/* durable: the target table was ours once */
@@ -356,6 +358,7 @@ extern bool state_ack_due(void);
 extern void state_changed(void);	/* the catalog may have */
 extern bool state_catalog_stale(void);
 extern SyncTable *state_find(Oid relid);
+extern int64 state_count(void);
 extern void state_drop_chunk(const QueueChunk *chunk);	/* at the next state_ack */
 extern Pass *pass_create(SyncTable *st, PassKind kind);
 extern void pass_settle(SyncTable *st, Pass *pass, int n);

@@ -110,6 +110,8 @@ worker_may_feed(SyncTable *st)
 		return false;
 	if (worker_held_bytes > (Size) cs_work_mem * 1024 / 2)
 		return false;
+	if (st->read_retry_at != 0 && GetCurrentTimestamp() < st->read_retry_at)
+		return false;
 	for (int i = 0; i < st->nlanes; i++)
 	{
 		if (st->lanes[i].nsealed >= 2)
@@ -281,7 +283,7 @@ pin_settings(void)
 		{"lc_monetary", "C"},
 		{"row_security", "off"},
 		{"statement_timeout", "0"},
-		{"lock_timeout", "2000"},
+		{"lock_timeout", "500"},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"default_transaction_isolation", "read committed"},
 		{"default_transaction_read_only", "off"},
@@ -445,8 +447,10 @@ look_around(void)
 	if (extension == extension_oid)
 	{
 		SPI_connect();
-		SPI_execute("SELECT c.stopped, c.adopt_no, w.adopt_done FROM crate_sync.control c, "
-					"crate_sync.worker_state w", true, 1);
+		/* rows that came by COPY, as a restored dump's do, send no invalidation */
+		SPI_execute("SELECT c.stopped, c.adopt_no, w.adopt_done, "
+					"(SELECT pg_catalog.count(*) FROM crate_sync.mirror) "
+					"FROM crate_sync.control c, crate_sync.worker_state w", true, 1);
 		if (SPI_processed == 1)
 		{
 			HeapTuple	tup = SPI_tuptable->vals[0];
@@ -456,6 +460,8 @@ look_around(void)
 			stopped = DatumGetBool(SPI_getbinval(tup, desc, 1, &isnull));
 			if (adopt_no > DatumGetInt32(SPI_getbinval(tup, desc, 3, &isnull)))
 				claim_adopt(adopt_no);
+			if (DatumGetInt64(SPI_getbinval(tup, desc, 4, &isnull)) != state_count())
+				state_changed();
 		}
 		heed_database_settings();
 		SPI_finish();
@@ -655,18 +661,26 @@ set_target_name(SyncTable *st)
 static bool
 claim_for(SyncTable *st, bool *again)
 {
+	static bool waiting = false;
 	TargetResult res;
 	char	   *who = NULL;
 
 	switch (claim_table(st, &who, &res))
 	{
-		case CLAIM_OURS:
-			return true;
 		case CLAIM_OURS_AGAIN:
 			*again = true;
+			/* FALLTHROUGH */
+		case CLAIM_OURS:
+			if (waiting)
+				tell_state("ok", NULL, NULL);
+			waiting = false;
 			return true;
 		case CLAIM_WAIT:
 			/* no trouble yet, but nothing is written either */
+			if (!waiting)
+				tell_state("waiting", "looking whether another writer of these target tables is alive",
+						   "This takes some seconds after a promotion, a restore or a move.");
+			waiting = true;
 			st->claim_retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
 			return false;
 		case CLAIM_FOREIGN:
