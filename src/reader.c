@@ -1196,6 +1196,12 @@ read_piece(SyncTable *st, RowReceiver *r, MemoryContext keys_cxt, int64 wanted,
 		error = read_transaction(st, r, read_range, &range);
 		r->pub.receiveSlot = receive_row;
 	}
+	if (error != NULL && read_locked_out(st, error))
+	{
+		FreeErrorData(error);
+		*narrowed = true;		/* the same piece again, later */
+		return true;
+	}
 	if (error != NULL)
 	{
 		r->pub.receiveSlot = receive_row;
