@@ -216,6 +216,7 @@ struct VerifyRun
 	/* candidates */
 	MemoryContext cand_cxt;
 	Candidate  *cand;
+	CellIndex  *cand_index;		/* of their cells, so that none is there twice */
 	int			ncand;
 	int			maxcand;
 	Size		cand_bytes;
@@ -806,6 +807,13 @@ add_candidate(VerifyRun *run, const char *cells, int len, bool raw)
 {
 	Candidate  *c;
 
+	/* a row that moves while the table is walked is met again */
+	if (run->cand_index == NULL)
+		run->cand_index = index_create(run->cand_cxt, 256);
+	else if (index_find(run->cand_index, cells, len) >= 0)
+		return;
+	index_add(run->cand_index, cells, len);
+
 	if (run->ncand == run->maxcand)
 	{
 		run->maxcand = Max(256, run->maxcand * 2);
@@ -821,7 +829,7 @@ add_candidate(VerifyRun *run, const char *cells, int len, bool raw)
 	c->cells[len] = '\0';
 	c->len = len;
 	c->raw = raw;
-	run->cand_bytes += len + sizeof(Candidate);
+	run->cand_bytes += 2 * len + sizeof(Candidate);
 }
 
 static void
@@ -839,6 +847,7 @@ forget_candidates(VerifyRun *run)
 {
 	MemoryContextReset(run->cand_cxt);
 	run->cand = NULL;
+	run->cand_index = NULL;
 	run->ncand = run->maxcand = 0;
 	run->cand_bytes = 0;
 	run->checking = false;

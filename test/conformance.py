@@ -86,12 +86,12 @@ GROUPS = [
      ],
     # tables
     [('CREATE TABLE S.u (id BIGINT PRIMARY KEY, a TEXT, n INTEGER, v VARCHAR(5)) CLUSTERED INTO 1 '
-      'SHARDS WITH (number_of_replicas = \'0-1\')', {}),
+      'SHARDS WITH (number_of_replicas = \'0-1\', refresh_interval = 0)', {}),
      ('CREATE TABLE IF NOT EXISTS S.u (id BIGINT PRIMARY KEY)', {}),
      ('CREATE TABLE S.u (id BIGINT PRIMARY KEY)', {}),
      ('CREATE TABLE S.fence (id TEXT PRIMARY KEY, epoch BIGINT, token TEXT)', {}),
      ('CREATE TABLE S.v ("Id" BIGINT, k2 TEXT, "a b" TEXT, PRIMARY KEY ("Id",k2)) CLUSTERED INTO 1 '
-      'SHARDS', {}),
+      'SHARDS WITH (refresh_interval = 0)', {}),
      ('CREATE TABLE S.w (id BIGINT PRIMARY KEY, b BOOLEAN, s SMALLINT, i INTEGER, l BIGINT, r REAL,'
       ' d DOUBLE PRECISION, n NUMERIC(6,2), t TEXT, tl TEXT INDEX OFF STORAGE WITH (columnstore = '
       'false), v VARCHAR(5), ch CHARACTER(3), tz TIMESTAMP WITH TIME ZONE, ts TIMESTAMP WITHOUT TIME '
