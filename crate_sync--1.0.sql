@@ -338,7 +338,7 @@ CREATE FUNCTION queue_stats(per_table boolean,
 							OUT relid oid, OUT queued_keys bigint, OUT queue_bytes bigint,
 							OUT oldest timestamptz)
 	RETURNS SETOF record
-	AS 'MODULE_PATHNAME', 'crate_sync_queue_stats' LANGUAGE C STRICT;
+	AS 'MODULE_PATHNAME', 'crate_sync_queue_stats' LANGUAGE C STRICT ROWS 2;
 COMMENT ON FUNCTION queue_stats(boolean) IS
 	'size and age of the queue; beyond a few hundred pages estimated from a sample';
 
@@ -427,7 +427,7 @@ CREATE VIEW status AS
 					FROM crate_sync.mirror m LEFT JOIN crate_sync.mirror_state s USING (mirror_id)) t
 		LEFT JOIN crate_sync.queue_stats(false) q ON true
 		CROSS JOIN (SELECT count(*) AS n_failed_rows FROM crate_sync.failed) f
-		CROSS JOIN (SELECT stopped FROM crate_sync.control) k
+		CROSS JOIN LATERAL (SELECT (SELECT c.stopped FROM crate_sync.control c) AS stopped) k
 		CROSS JOIN (SELECT pg_catalog.current_setting('crate_sync.max_lag')::interval AS max_lag) l
 		CROSS JOIN LATERAL (SELECT
 			x.state, x.message, x.hint

@@ -445,6 +445,18 @@ claim_table(SyncTable *st, char **who, TargetResult *res)
 	return verdict;
 }
 
+bool
+claim_is_still_ours(SyncTable *st)
+{
+	TargetResult res;
+	Claim		claim;
+
+	memset(&res, 0, sizeof(res));
+	return fetch_claim(table_key(st->spec.target_schema, st->spec.target_table), &claim, &res) &&
+		claim.found && strcmp(claim.cell[C_TOKEN], our_token) == 0 &&
+		strcmp(claim.cell[C_PLACE], our_place) == 0;
+}
+
 void
 claim_release(const char *schema, const char *name, TargetResult *res)
 {

@@ -32,6 +32,9 @@ extern void claim_forget(void);
  */
 extern ClaimVerdict claim_table(SyncTable *st, char **who, TargetResult *res);
 
+/* asked after the table's fence was raised */
+extern bool claim_is_still_ours(SyncTable *st);
+
 /* names this writer; the same for its whole life */
 extern const char *claim_token(void);
 

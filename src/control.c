@@ -158,7 +158,7 @@ look_at_sync(SyncWait *w)
 						  "pg_catalog.min(m.relid::pg_catalog.text) FILTER (WHERE f.n > 0), "
 						  "coalesce(pg_catalog.sum(f.n), 0)::pg_catalog.int8, "
 						  "coalesce(pg_catalog.bool_or(s.mirror_id IS NULL OR s.load_phase IN ('load', 'sweep') "
-						  "  OR s.resync_done < m.resync_no), false) "
+						  "  OR s.resync_done < m.resync_no OR s.state IN ('incomplete', 'detached')), false) "
 						  "FROM crate_sync.mirror m LEFT JOIN crate_sync.mirror_state s USING (mirror_id) "
 						  "LEFT JOIN (SELECT mirror_id, pg_catalog.count(*) AS n FROM crate_sync.failed GROUP BY 1) f "
 						  "  USING (mirror_id) WHERE $1 = 0 OR m.relid = $1",
@@ -202,7 +202,7 @@ warn_not_synced(const SyncWait *w, bool timed_out)
 	else if (timed_out)
 		ereport(WARNING,
 				(errmsg("not in sync when the timeout was over: %s",
-						w->loading ? "a load is under way" : "changes are still queued"),
+						w->loading ? "a table is not loaded in full" : "changes are still queued"),
 				 errhint("See crate_sync.tables and crate_sync.progress, or wait with a longer timeout.")));
 }
 

@@ -16,6 +16,7 @@
  */
 #include "crate_sync.h"
 
+#include "claim.h"
 #include "common/hashfn.h"
 #include "sync.h"
 
@@ -370,6 +371,16 @@ lane_raise_fence(Lane *lane)
 	the_target->ops->raise_fence(the_target, &st->def->target, lane->no, &epoch, &res);
 	if (res.outcome == TARGET_OK && epoch > 0)
 	{
+		/*
+		 * Whoever takes the table over writes its claim first and raises the
+		 * fence then: if the claim is still ours now, his fence will be above
+		 * this one.
+		 */
+		if (!claim_is_still_ours(st))
+		{
+			st->target_ready = false;
+			return false;
+		}
 		lane->epoch = epoch;
 		return true;
 	}
@@ -382,6 +393,21 @@ lane_raise_fence(Lane *lane)
 		table_trouble(st, res.code, res.message,
 					  "The target's fence table could not be written; see crate_sync's rights there.");
 	return false;
+}
+
+bool
+lanes_fence(SyncTable *st)
+{
+	for (int i = 0; i < st->nlanes; i++)
+	{
+		Lane	   *lane = &st->lanes[i];
+
+		if (lane->epoch == 0 && !lane->busy &&
+			((lane->retry_at != 0 && lane->retry_at > GetCurrentTimestamp()) ||
+			 !lane_raise_fence(lane)))
+			return false;
+	}
+	return true;
 }
 
 /* a batch is over: its passes are so much nearer to their end */
@@ -646,6 +672,7 @@ lane_complete(Lane *lane)
 				else
 					st->n_upserted += live;
 				st->parked_in_a_row = 0;
+				table_goes_on(st);
 				if (st->batch_rows < cs_batch_rows)
 					st->batch_rows = Min(cs_batch_rows, st->batch_rows + 1 + st->batch_rows / 8);
 				st->unrefreshed = true;

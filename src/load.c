@@ -42,11 +42,13 @@ load_restart(SyncTable *st)
 	st->feed_blocks = 32;
 	set_string(st, &st->feed_sweep_key, st->sweep_key);
 	st->sweep_started = false;
+	st->sweep_barrier = pass_last_no();
 }
 
 void
 load_enter_phase(SyncTable *st, LoadPhase phase)
 {
+	st->urgent = true;
 	st->phase = phase;
 	st->load_rel = InvalidOid;
 	st->load_filenode = InvalidOid;
@@ -115,6 +117,7 @@ load_begin(SyncTable *st, const char *mode)
 void
 load_cancel(SyncTable *st)
 {
+	st->urgent = true;
 	verify_cancel(st);
 	if (st->phase == LOAD_NONE)
 		return;
@@ -135,6 +138,7 @@ load_is_detached(const SyncTable *st)
 void
 load_detach(SyncTable *st)
 {
+	st->urgent = true;
 	load_enter_phase(st, LOAD_NONE);
 	set_string(st, &st->load_mode, LOAD_MODE_DETACHED);
 	st->attached_again = false;
@@ -159,6 +163,27 @@ load_want_sweep(SyncTable *st)
 	else
 		load_begin(st, "sweep");
 	st->dirty = true;
+}
+
+/*
+ * Rows that were read before the TRUNCATE may still be on their way: a sweep
+ * that looked before they arrive would leave them there for good.  So it
+ * begins when all that was read before is acknowledged, and fenced as far as
+ * an earlier worker sent it.
+ */
+static bool
+sweep_may_start(SyncTable *st)
+{
+	dlist_iter	it;
+
+	dlist_foreach(it, &st->passes)
+	{
+		Pass	   *pass = dlist_container(Pass, node, it.cur);
+
+		if (pass->no <= st->sweep_barrier && !pass->done)
+			return false;
+	}
+	return lanes_fence(st);
 }
 
 static void
@@ -249,8 +274,10 @@ load_step(SyncTable *st)
 		return false;
 	if (st->phase == LOAD_ROWS)
 		reader_feed_range(st);
-	else
+	else if (st->sweep_started || sweep_may_start(st))
 		sweep_step(st);
+	else
+		return false;
 	return true;
 }
 

@@ -93,12 +93,13 @@ struct KeySet
 KeySet *
 keyset_create(MemoryContext cxt, SyncTable *st)
 {
-	MemoryContext oldcxt = MemoryContextSwitchTo(cxt);
+	MemoryContext own = AllocSetContextCreate(cxt, "crate_sync keys", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext oldcxt = MemoryContextSwitchTo(own);
 	KeySet	   *ks = palloc0(sizeof(KeySet));
 
-	ks->cxt = cxt;
+	ks->cxt = own;
 	ks->st = st;
-	ks->hash = keyhash_create(cxt, 256, NULL);
+	ks->hash = keyhash_create(own, 256, NULL);
 	ks->max = 64;
 	ks->entries = palloc(sizeof(KeyEntry) * ks->max);
 	initStringInfo(&ks->arena);
@@ -1041,6 +1042,9 @@ reader_feed_keys(SyncTable *st, Pass *pass)
 	}
 	if (ks->nopen == 0)
 	{
+		/* the pass may wait long for its answers: not with all this */
+		MemoryContextDelete(ks->cxt);
+		pass->keys = NULL;
 		pass->fed = true;
 		pass_settle(st, pass, 0);
 	}

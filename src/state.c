@@ -38,6 +38,7 @@ Oid			state_catalog_relid = InvalidOid;	/* of crate_sync.mirror */
 
 static bool catalog_stale = true;
 static TimestampTz next_reload = 0;
+static uint64 last_pass_no = 0;
 static int	done_passes = 0;	/* waiting for an acknowledgement */
 static List *dropped_chunks = NIL;	/* of tables that are not mirrored */
 static MemoryContext dropped_cxt = NULL;
@@ -46,6 +47,12 @@ static TimestampTz process_start = 0;
 /* ---------------------------------------------------------------------
  * Passes
  * ------------------------------------------------------------------- */
+
+uint64
+pass_last_no(void)
+{
+	return last_pass_no;
+}
 
 Pass *
 pass_create(SyncTable *st, PassKind kind)
@@ -56,6 +63,7 @@ pass_create(SyncTable *st, PassKind kind)
 
 	pass->cxt = cxt;
 	pass->kind = kind;
+	pass->no = ++last_pass_no;
 	dlist_push_tail(&st->passes, &pass->node);
 	return pass;
 }
@@ -697,7 +705,7 @@ state_ack_due(void)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
 
-		if (st->parked != NIL || st->error_changed || st->verify_changed || st->load_finished)
+		if ((st->urgent && st->state_known) || st->parked != NIL || st->error_changed || st->verify_changed || st->load_finished)
 			return true;
 	}
 	return false;
@@ -936,6 +944,7 @@ written(SyncTable *st)
 	st->verify_finished = false;
 	st->error_changed = false;
 	st->dirty = false;
+	st->urgent = false;
 	foreach(lc, st->parked)
 	{
 		ParkedRow  *row = lfirst(lc);
@@ -1001,7 +1010,7 @@ state_ack(bool force)
 				st->last_ack = GetCurrentTimestamp();
 				st->dirty = true;
 			}
-			if (st->dirty || force)
+			if (st->dirty || st->urgent || force)
 				write_state(st);
 		}
 		SPI_finish();

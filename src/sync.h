@@ -40,6 +40,7 @@ typedef struct Pass
 {
 	dlist_node	node;			/* in SyncTable.passes, oldest first */
 	PassKind	kind;
+	uint64		no;				/* in the order of their making */
 	MemoryContext cxt;			/* holds the pass and all that it points to */
 	int			pending;		/* rows in batches */
 	bool		fed;			/* all of its rows have been put into batches */
@@ -186,6 +187,7 @@ struct SyncTable
 	int64		n_bytes;
 	double		request_time;
 	bool		dirty;			/* something to write down */
+	bool		urgent;			/* now, whether rows are acknowledged or not */
 	TimestampTz last_ack;
 
 	/* pipeline */
@@ -209,6 +211,7 @@ struct SyncTable
 	List	   *feed_leaves;	/* of Oid, in def_cxt */
 	char	   *feed_sweep_key; /* in cxt */
 	bool		sweep_started;
+	uint64		sweep_barrier;	/* passes up to this one have to be done first */
 	bool		load_finished;	/* since the last time it was written down */
 	bool		swap_wanted;	/* a rebuilt table is to take the old one's place */
 
@@ -242,6 +245,7 @@ extern Size worker_held_bytes;
 extern void table_trouble(SyncTable *st, const char *code, const char *message,
 						  const char *hint);
 extern void target_trouble(TargetOutcome outcome, const char *code, const char *message);
+extern void table_goes_on(SyncTable *st);
 extern TimestampTz backoff(int attempts);
 extern bool worker_may_feed(SyncTable *st);
 extern void live_note_ack(void);
@@ -325,6 +329,7 @@ extern void lane_row_done(Lane *lane, Batch *batch, Pass *pass, bool is_delete,
 extern bool lanes_dispatch(SyncTable *st, bool input_idle);
 extern bool lanes_reap(SyncTable *st);
 extern bool lanes_idle(const SyncTable *st);
+extern bool lanes_fence(SyncTable *st);	/* nothing older than now can still arrive */
 extern bool lanes_retrying(const SyncTable *st);
 extern TimestampTz lanes_next_retry(const SyncTable *st);
 /* perhaps it is in failed_rows; false: it is not */
@@ -360,6 +365,7 @@ extern bool state_catalog_stale(void);
 extern SyncTable *state_find(Oid relid);
 extern int64 state_count(void);
 extern void state_drop_chunk(const QueueChunk *chunk);	/* at the next state_ack */
+extern uint64 pass_last_no(void);
 extern Pass *pass_create(SyncTable *st, PassKind kind);
 extern void pass_settle(SyncTable *st, Pass *pass, int n);
 

@@ -1510,7 +1510,11 @@ crate_poll(Target *target, long timeout, uint32 wait_event)
 			return;
 		}
 		if (deadline != 0)
-			wait = Max(0, (deadline - GetCurrentTimestamp() + 999) / 1000);
+		{
+			/* apart: Max evaluates twice, and the clock goes on in between */
+			wait = (deadline - GetCurrentTimestamp() + 999) / 1000;
+			wait = Max(0, wait);
+		}
 		r = http_wait(t->pool, wait, wait_event);
 		if (r == 0 || (r & HTTP_WAIT_LATCH))
 		{

@@ -184,13 +184,21 @@ table_trouble(SyncTable *st, const char *code, const char *message, const char *
 }
 
 /* rows went through again */
+void
+table_goes_on(SyncTable *st)
+{
+	st->error_attempts = 0;
+	if (st->logged_error[0] == '\0')
+		return;
+	st->logged_error[0] = '\0';
+	ereport(LOG,
+			(errmsg("crate_sync: table %s.%s goes on", st->def->schemaname, st->def->relname)));
+}
+
+/* what stopped it is gone; whether rows go through is still to be seen */
 static void
 table_recovered(SyncTable *st)
 {
-	ereport(LOG,
-			(errmsg("crate_sync: table %s.%s goes on", st->def->schemaname, st->def->relname)));
-	st->error_attempts = 0;
-	st->logged_error[0] = '\0';
 	pfree(st->error_message);
 	st->error_message = NULL;
 	st->error_changed = true;
@@ -568,6 +576,9 @@ target_check(void)
 	return true;
 }
 
+/* what a table is called while it is rebuilt */
+#define REBUILD_SUFFIX "__crate_sync_new"
+
 /* what remove_table left to do there */
 static void
 process_removals(void)
@@ -609,6 +620,8 @@ process_removals(void)
 
 	memset(&res, 0, sizeof(res));
 	claim_release(schema, table, &res);
+	if (res.outcome == TARGET_OK)	/* what a rebuild may have left */
+		the_target->ops->drop_table(the_target, schema, psprintf("%s" REBUILD_SUFFIX, table), &res);
 	if (drop && res.outcome == TARGET_OK)
 		the_target->ops->drop_table(the_target, schema, table, &res);
 	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL ||
@@ -633,8 +646,6 @@ process_removals(void)
 /* ---------------------------------------------------------------------
  * A table's turn
  * ------------------------------------------------------------------- */
-
-#define REBUILD_SUFFIX "__crate_sync_new"
 
 /* while a table is rebuilt, all of its rows go to the new one */
 static void
@@ -700,6 +711,22 @@ claim_for(SyncTable *st, bool *again)
 			return false;
 	}
 	return false;
+}
+
+/* has the target table any row? */
+static bool
+target_is_empty(SyncTable *st)
+{
+	TargetResult res;
+	RowSet	   *rows = rowset_create(CurrentMemoryContext, st->def->nkeys);
+	bool		empty;
+
+	memset(&res, 0, sizeof(res));
+	the_target->ops->page(the_target, &st->def->target, st->def->target.keys, st->def->nkeys,
+						  NULL, 1, true, rows, &res);
+	empty = res.outcome == TARGET_OK && rows->nrows == 0;
+	rowset_free(rows);
+	return empty;
 }
 
 /*
@@ -785,8 +812,10 @@ prepare_table(SyncTable *st)
 		st->target_ready = true;
 		for (int i = 0; i < st->nlanes; i++)
 			st->lanes[i].epoch = 0;
-		if (st->error_message != NULL)
+		if (st->error_message != NULL && !st->stale)
 			table_recovered(st);
+		if (created && !target_is_empty(st))
+			created = false;	/* it was there before us: what it has too much must go */
 	}
 
 	if (detach_reattach(st))
@@ -797,7 +826,7 @@ prepare_table(SyncTable *st)
 		const char *mode = st->spec.resync_mode ? st->spec.resync_mode : "full";
 
 		st->resync_done = st->spec.resync_no;
-		st->dirty = true;
+		st->urgent = true;
 		if (strcmp(mode, "cancel") == 0)
 			load_cancel(st);
 		else if (strcmp(mode, "none") == 0)

@@ -8,6 +8,7 @@ bulk requests, words for the first ten of a shard only.
 """
 
 import fnmatch
+import heapq
 import itertools
 import math
 import re
@@ -782,6 +783,9 @@ class Engine:
             types.update(_id=('text',), _seq_no=('bigint',), _primary_term=('bigint',),
                          _version=('bigint',))
             rows = []
+            if not self.wants_system(self.asked):
+                rows = [doc.values for _, doc in docs]
+                docs = ()
             for key, doc in docs:
                 row = dict(doc.values)
                 row['_seq_no'], row['_primary_term'] = doc.seq, TERM
@@ -936,8 +940,21 @@ class Engine:
 
     # SELECT -------------------------------------------------------------------
 
+    @staticmethod
+    def wants_system(q):
+        """does the query name a column that no table has?  Most do not, and are spared copies"""
+        found = q.get('system')
+        if found is None:
+            text = repr(q)
+            found = q['system'] = any("'%s'" % c in text for c in SYSTEM_COLUMNS)
+        return found
+
     def select(self, q, args, by_row=False):
-        sources, rows = self.sources(q['from'], args, q['where'])
+        outer, self.asked = getattr(self, 'asked', None), q
+        try:
+            sources, rows = self.sources(q['from'], args, q['where'])
+        finally:
+            self.asked = outer
         comp = Compiler(self, sources, args)
         if q['where'] is not None:
             self.check_versions(sources, q['where'])
@@ -996,6 +1013,20 @@ class Engine:
             if q['having'] is not None:
                 f = comp.expr(q['having'])
                 rows = [r for r in rows if is_true(f(r))]
+        limit = None
+        if q['limit'] is not None and not q['distinct']:
+            limit = Compiler(self, [], args).expr(q['limit'])(())
+            if q['offset'] is not None:
+                limit = None
+        if order and limit is not None and not any(desc or first for _, desc, first in order):
+            # a page of a large table: no need to sort all of it
+            fs = [comp.expr(e) for e, _, _ in order]
+
+            def place(r):
+                vals = [f(r) for f in fs]
+                return [(v is None, sort_key(v)) for v in vals]
+            rows = heapq.nsmallest(limit, rows, key=place)
+            order = []
         for e, desc, first in reversed(order):
             f = comp.expr(e)
             rows = sorted(rows, key=lambda r: sort_key(f(r)), reverse=desc)

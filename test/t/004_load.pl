@@ -44,7 +44,7 @@ CrateSync::on_targets(
 	$node,
 	sub {
 		my ($m) = @_;
-		my $rows = $m->kind eq 'standin' ? 30000 : 100000;
+		my $rows = { standin => 15000, sqlite => 60000, crate => 40000 }->{ $m->kind };
 
 		$m->sql("CREATE TABLE t (id bigint PRIMARY KEY, v text, n int);"
 			  . "INSERT INTO t SELECT i, repeat('v', 20) || i, i FROM generate_series(1, $rows) i; ANALYZE t");
@@ -178,10 +178,10 @@ EOQ
 		is($m->target_count('late'), 0, 'copy_data => false');
 		is($m->target_count('empty'), 0, 'an empty table');
 		$m->equal('wide', 'wide rows');
-		$m->sql(q{UPDATE f SET gone = true WHERE id = 1; UPDATE f SET gone = false WHERE id = 10; UPDATE f SET id = 600 WHERE id = 2; UPDATE f SET id = 499 WHERE id = 499; INSERT INTO late VALUES (101);});
+		$m->sql(q{UPDATE f SET gone = true WHERE id = 1; UPDATE f SET gone = false WHERE id = 10; UPDATE f SET id = 6000 WHERE id = 2; UPDATE f SET id = 499 WHERE id = 499; INSERT INTO late VALUES (101);});
 		$m->wait_sync;
 		is($m->target_count('f'), 449, 'a row marked, one no longer marked, one that left the filter');
-		is($m->target_value('SELECT count(*) FROM {f} WHERE id IN (1, 2, 600)'), 0, 'the right ones');
+		is($m->target_value('SELECT count(*) FROM {f} WHERE id IN (1, 2, 6000)'), 0, 'the right ones');
 		is($m->target_count('late'), 1, 'only what was changed since');
 		ok(!eval { $m->target_rows('SELECT secret FROM {f}'); 1 }, 'a column that was left out is not there');
 		$m->sql(q{TRUNCATE f; INSERT INTO f VALUES (3, 'x', false, 's')});
