@@ -656,6 +656,11 @@ warn_if_idle(void)
 		ereport(WARNING,
 				(errmsg("no crate_sync worker is running in this database: changes are queued, nothing is pushed yet"),
 				 errhint("SELECT crate_sync.start();")));
+	else if (cs_worker_trouble() != NULL)
+		ereport(WARNING,
+				(errmsg("%s", cs_worker_trouble()),
+				 errdetail("Changes are queued; the load starts when it answers."),
+				 errhint("See crate_sync.status.")));
 }
 
 /* columns, soft_delete_column and options, as several functions take them */

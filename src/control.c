@@ -39,6 +39,16 @@ cs_worker_is_running(void)
 	return db != NULL && db->pid != 0;
 }
 
+char *
+cs_worker_trouble(void)
+{
+	LiveDatabase *db = live_database(MyDatabaseId, false);
+
+	if (db == NULL || strncmp(db->state, "target", 6) != 0)
+		return NULL;
+	return psprintf("%s: %s", db->state, db->last_error);
+}
+
 void
 cs_worker_let_go(void)
 {

@@ -640,6 +640,33 @@ lane_split(Lane *lane)
 	push_segment(batch, seg.kind, seg.lo, mid, false);
 }
 
+/*
+ * A row alone was dropped and no reason given.  A blocked table does that
+ * too: so it is the row's fault only if another one of its batch goes through.
+ */
+static void
+lane_dropped(Lane *lane)
+{
+	Batch	   *batch = lane->current;
+	BatchSegment *seg = &batch->segments[batch->nsegments - 1];
+
+	if (batch->passed)
+		lane_park(lane, seg, "dropped", "the target dropped the row without a reason");
+	else if (batch->suspects++ < PARK_LIMIT && batch->nsegments > 1)
+	{
+		/* ask the others first */
+		BatchSegment suspect = *seg;
+
+		memmove(batch->segments + 1, batch->segments,
+				sizeof(BatchSegment) * (batch->nsegments - 1));
+		batch->segments[0] = suspect;
+	}
+	else
+		table_trouble(lane->table, "dropped",
+					  "the target drops rows without a reason",
+					  "Is the table there blocked, or the disk nearly full?");
+}
+
 static void
 lane_complete(Lane *lane)
 {
@@ -681,6 +708,7 @@ lane_complete(Lane *lane)
 				lane->delete_tries = 0;
 				unpark_arrived(st, batch, seg);
 				batch->nsegments--;
+				batch->passed = true;
 			}
 			else if (seg->kind == TARGET_DELETE)
 			{
@@ -721,7 +749,7 @@ lane_complete(Lane *lane)
 				else if (!seg->explain)
 					seg->explain = true;
 				else
-					lane_park(lane, seg, "dropped", "the target dropped the row without a reason");
+					lane_dropped(lane);
 			}
 			break;
 

@@ -92,6 +92,8 @@ typedef struct Batch
 	BatchShare *shares;
 	/* once sealed: what is still to be sent, a stack */
 	bool		sealed;
+	bool		passed;			/* some of it has arrived */
+	int			suspects;		/* rows dropped alone, while nothing had arrived */
 	int			nsegments;
 	int			maxsegments;
 	BatchSegment *segments;

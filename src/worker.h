@@ -24,6 +24,9 @@ extern void launcher_start_worker(void);
 
 extern bool cs_worker_is_running(void);
 
+/* why the worker cannot push now, palloc'd; NULL: no reason is known */
+extern char *cs_worker_trouble(void);
+
 /*
  * Asks this database's worker to end what it is doing and stay away from the
  * extension's tables for a moment (DROP EXTENSION).  Returns at once.

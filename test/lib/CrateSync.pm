@@ -542,7 +542,7 @@ sub finish
 				stmt => 'SELECT table_name FROM information_schema.tables WHERE table_schema = ?',
 				args => [ $self->{schema} ] })->{rows};
 		$self->{node}->psql('postgres', "DROP DATABASE $self->{db} WITH (FORCE)");
-		$self->target_post({ stmt => 'DROP TABLE ' . $self->target_table($_->[0]) }) foreach @$rows;
+		$self->target_post({ stmt => 'DROP TABLE IF EXISTS ' . $self->target_table($_->[0]) }) foreach @$rows;
 		$self->target_post(
 			{ stmt => 'DELETE FROM crate_sync.fence WHERE id LIKE ?', args => ["\"$self->{schema}\".%"] });
 	}
