@@ -82,6 +82,7 @@ finish(SyncTable *st)
 	load_enter_phase(st, LOAD_NONE);
 	set_string(st, &st->load_mode, NULL);
 	st->load_finished = true;
+	st->loaded_once = true;
 }
 
 /*
@@ -121,8 +122,15 @@ load_cancel(SyncTable *st)
 	verify_cancel(st);
 	if (st->phase == LOAD_NONE)
 		return;
+	if (st->load_mode != NULL && strcmp(st->load_mode, "rebuild") == 0)
+	{
+		/* the old table has missed what went to the new one */
+		load_begin(st, "full");
+		return;
+	}
 	load_enter_phase(st, LOAD_NONE);
-	set_string(st, &st->load_mode, "cancelled");
+	/* a table that was loaded once is as whole as it was before */
+	set_string(st, &st->load_mode, st->loaded_once ? NULL : "cancelled");
 	ereport(LOG,
 			(errmsg("crate_sync: resync of %s.%s cancelled",
 					st->def->schemaname, st->def->relname)));

@@ -257,6 +257,7 @@ read_durable(SyncTable *st)
 		st->verify_done = spi_int(0, "verify_done", 0);
 		st->claimed = spi_int(0, "claimed", 0);
 		st->lanes_used = spi_int(0, "lanes_used", 0);
+		st->loaded_once = spi_int(0, "last_load_time", 0) != 0;
 		st->load_rel = spi_int(0, "load_rel", InvalidOid);
 		st->load_filenode = spi_int(0, "load_filenode", InvalidOid);
 		st->load_pos = spi_int(0, "load_block", 0);

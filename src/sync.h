@@ -214,6 +214,7 @@ struct SyncTable
 	char	   *feed_sweep_key; /* in cxt */
 	bool		sweep_started;
 	uint64		sweep_barrier;	/* passes up to this one have to be done first */
+	bool		loaded_once;	/* durable, as last_load_time */
 	bool		load_finished;	/* since the last time it was written down */
 	bool		swap_wanted;	/* a rebuilt table is to take the old one's place */
 

@@ -501,7 +501,8 @@ class Compiler:
         else:
             a, values = self.expr(left), self.expr(right)
             ty = self.type_of(left)
-            if ty and right[0] in ('lit', 'param', 'array'):
+            constant = right[1] if right[0] == 'cast' else right
+            if ty and constant[0] in ('lit', 'param', 'array'):
                 vs = values(())
                 if not isinstance(vs, list):
                     raise refuse('Cannot cast value `%s` to type `%s_array`'

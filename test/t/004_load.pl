@@ -155,8 +155,11 @@ CrateSync::on_targets(
 		$m->sql(q{SELECT crate_sync.cancel('t')});
 		$m->standin->fault() if $m->standin;
 		ok($m->poll('SELECT count(*) = 0 FROM crate_sync.progress'), 'cancel ends it');
+		# whether it was in the middle or not: changes still arrive, and another resync makes it good
 		$m->sql(q{UPDATE t SET v = 'after cancel' WHERE n < 50});
-		$m->equal('t', 'changes after a cancel');
+		ok($m->poll(q{SELECT queued_keys = 0 FROM crate_sync.tables WHERE relname = 't'}), 'changes after a cancel');
+		$m->sql(q{SELECT crate_sync.resync('t')});
+		$m->equal('t', 'a resync after a cancel');
 		my ($ret, $out, $err) = $m->try_sql(q{SELECT crate_sync.resync('t', 'sideways')});
 		like($err, qr/ERROR.*sideways/, 'an unknown mode is an error');
 
