@@ -546,7 +546,7 @@ resolve_table(SyncTable *st)
 	if (st->def == NULL || st->stale)
 		return;
 
-	if (new_shape && st->load_mode == NULL && (st->phase == LOAD_NONE || st->phase == LOAD_VERIFY))
+	if (new_shape && !load_is_detached(st) && (st->phase == LOAD_NONE || st->phase == LOAD_VERIFY))
 	{
 		ereport(LOG,
 				(errmsg("crate_sync: %s.%s or its triggers were altered%s: it is resynced",
