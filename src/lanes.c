@@ -708,7 +708,8 @@ lane_complete(Lane *lane)
 				lane->delete_tries = 0;
 				unpark_arrived(st, batch, seg);
 				batch->nsegments--;
-				batch->passed = true;
+				/* a table may take deletes and no rows */
+				batch->passed |= seg->kind == TARGET_UPSERT;
 			}
 			else if (seg->kind == TARGET_DELETE)
 			{

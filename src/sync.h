@@ -226,6 +226,7 @@ struct SyncTable
 
 	/* trouble */
 	bool		target_ready;	/* the target table was seen to fit */
+	TimestampTz ready_time;		/* since then */
 	bool		claimed;		/* durable: the target table was ours once */
 	TimestampTz claim_retry_at;
 	bool		in_error;

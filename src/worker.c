@@ -61,6 +61,17 @@ static Oid	extension_oid = InvalidOid;
 static bool restart_wanted = false;
 static bool progress_noted = false;
 
+typedef struct Turn
+{
+	TimestampTz next_look;		/* at the catalog, whether we belong here */
+	TimestampTz next_feed;		/* at the queue, woken or not */
+	TimestampTz next_rotate;
+	TimestampTz next_stats;
+	bool		more;			/* the last visit to the queue took something */
+} Turn;
+
+static Turn turn;
+
 /* ---------------------------------------------------------------------
  * What others are told
  * ------------------------------------------------------------------- */
@@ -183,11 +194,15 @@ table_trouble(SyncTable *st, const char *code, const char *message, const char *
 	state_hold_work(st);
 }
 
+static void table_recovered(SyncTable *st);
+
 /* rows went through again */
 void
 table_goes_on(SyncTable *st)
 {
 	st->error_attempts = 0;
+	if (st->error_message != NULL && !st->stale)
+		table_recovered(st);
 	if (st->logged_error[0] == '\0')
 		return;
 	st->logged_error[0] = '\0';
@@ -195,7 +210,7 @@ table_goes_on(SyncTable *st)
 			(errmsg("crate_sync: table %s.%s goes on", st->def->schemaname, st->def->relname)));
 }
 
-/* what stopped it is gone; whether rows go through is still to be seen */
+/* what stopped it is gone */
 static void
 table_recovered(SyncTable *st)
 {
@@ -812,8 +827,8 @@ prepare_table(SyncTable *st)
 		st->target_ready = true;
 		for (int i = 0; i < st->nlanes; i++)
 			st->lanes[i].epoch = 0;
-		if (st->error_message != NULL && !st->stale)
-			table_recovered(st);
+		st->ready_time = GetCurrentTimestamp();
+		turn.next_feed = 0;
 		if (created && !target_is_empty(st))
 			created = false;	/* it was there before us: what it has too much must go */
 	}
@@ -925,17 +940,6 @@ serve_refreshes(void)
  * The loop
  * ------------------------------------------------------------------- */
 
-typedef struct Turn
-{
-	TimestampTz next_look;		/* at the catalog, whether we belong here */
-	TimestampTz next_feed;		/* at the queue, woken or not */
-	TimestampTz next_rotate;
-	TimestampTz next_stats;
-	bool		more;			/* the last visit to the queue took something */
-} Turn;
-
-static Turn turn;
-
 /* how long nothing has to be done, in ms */
 static long
 time_to_wait(void)
@@ -1026,6 +1030,11 @@ take_turn(void)
 
 		if (!worker_target_ok || st->def == NULL || st->in_error)
 			continue;
+		/* it fits again, and there is nothing that could show more than that */
+		if (st->error_message != NULL && st->target_ready && !st->stale && lanes_idle(st) &&
+			dlist_is_empty(&st->passes) &&
+			now > TimestampTzPlusMilliseconds(st->ready_time, 500))
+			table_recovered(st);
 		got |= feed_rows(st);
 		if (!st->in_error && !st->spec.paused && st->target_ready)
 			got |= load_step(st);
