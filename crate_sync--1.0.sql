@@ -439,7 +439,7 @@ CREATE VIEW status AS
 				 'SELECT crate_sync.start(); and add crate_sync to shared_preload_libraries so that it starts with the server')),
 				(w.target_state = 'disabled', 'disabled', 'crate_sync.enabled is off: nothing is pushed',
 				 'ALTER SYSTEM SET crate_sync.enabled = on; SELECT pg_reload_conf();'),
-				(w.target_state <> 'ok', w.target_state, w.last_error, w.hint),
+				(w.target_state NOT IN ('ok', 'starting'), w.target_state, w.last_error, w.hint),
 				(t.bad_table IS NOT NULL, 'table error', t.bad_table || ': ' || t.bad_error, t.bad_hint),
 				(q.queue_bytes > pg_catalog.pg_size_bytes(pg_catalog.current_setting('crate_sync.max_queue_size')), 'queue full',
 				 'the queue holds ' || pg_catalog.pg_size_pretty(q.queue_bytes) || ', more than crate_sync.max_queue_size',

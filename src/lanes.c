@@ -756,7 +756,9 @@ lane_complete(Lane *lane)
 
 		case TARGET_REFUSED_ROWS:
 			lane->attempts = 0;
-			if (single)
+			if (single && strcmp(req->code, "dropped") == 0)
+				lane_dropped(lane);
+			else if (single)
 				lane_park(lane, seg, req->code, req->message);
 			else
 				lane_split(lane);
