@@ -48,6 +48,16 @@ load_restart(SyncTable *st)
 void
 load_enter_phase(SyncTable *st, LoadPhase phase)
 {
+	dlist_iter	it;
+
+	/* pieces of an earlier one still in lanes push rows, and end nothing */
+	dlist_foreach(it, &st->passes)
+	{
+		Pass	   *pass = dlist_container(Pass, node, it.cur);
+
+		if (pass->kind != PASS_QUEUE)
+			pass->load_pos = -1;
+	}
 	st->urgent = true;
 	st->phase = phase;
 	st->load_rel = InvalidOid;
@@ -92,16 +102,6 @@ finish(SyncTable *st)
 void
 load_begin(SyncTable *st, const char *mode)
 {
-	dlist_iter	it;
-
-	/* pieces of an earlier one that are still in lanes only push rows */
-	dlist_foreach(it, &st->passes)
-	{
-		Pass	   *pass = dlist_container(Pass, node, it.cur);
-
-		if (pass->kind != PASS_QUEUE)
-			pass->load_pos = -1;
-	}
 	set_string(st, &st->load_mode, mode);
 	load_enter_phase(st, strcmp(mode, "sweep") == 0 ? LOAD_SWEEP : LOAD_ROWS);
 	if (st->range_plan != NULL)
