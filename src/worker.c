@@ -710,6 +710,9 @@ claim_for(SyncTable *st, bool *again)
 			st->claim_retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
 			return false;
 		case CLAIM_FOREIGN:
+			if (waiting)
+				tell_state("ok", NULL, NULL);	/* the table says the rest */
+			waiting = false;
 			table_trouble(st, "claim",
 						  psprintf("%s is written by another database (%s): this one looks like a copy",
 								   st->def->target.qualified, who),
