@@ -253,6 +253,13 @@ extern void table_goes_on(SyncTable *st);
 extern TimestampTz backoff(int attempts);
 extern bool worker_may_feed(SyncTable *st);
 extern void live_note_ack(void);
+extern void worker_tell_state(const char *state, const char *error, const char *hint);
+extern void worker_feed_soon(void);
+
+/* ---- prepare.c ---- */
+extern bool prepare_table(SyncTable *st);
+extern void swap_rebuilt(SyncTable *st);
+extern void process_removals(void);
 
 /* ---- reader.c ---- */
 

@@ -31,10 +31,8 @@
 #include "storage/procarray.h"
 #include "sync.h"
 #include "tcop/tcopprot.h"
-#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
-#include "verify.h"
 #include "worker.h"
 
 #if PG_VERSION_NUM >= 150000
@@ -76,8 +74,9 @@ static Turn turn;
  * What others are told
  * ------------------------------------------------------------------- */
 
-static void
-tell_state(const char *state, const char *error, const char *hint)
+/* error, hint: may be NULL; a hint not given again is gone */
+void
+worker_tell_state(const char *state, const char *error, const char *hint)
 {
 	LiveShared *live = live_attach();
 
@@ -114,12 +113,25 @@ backoff(int attempts)
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) ms);
 }
 
+/* the queue is to be looked at in the next turn, woken or not */
+void
+worker_feed_soon(void)
+{
+	turn.next_feed = 0;
+}
+
+static bool
+room_to_feed(void)
+{
+	return worker_held_bytes < (Size) cs_work_mem * 1024 / 2;
+}
+
 bool
 worker_may_feed(SyncTable *st)
 {
 	if (!worker_target_ok || st->in_error || !st->target_ready || st->spec.paused)
 		return false;
-	if (worker_held_bytes > (Size) cs_work_mem * 1024 / 2)
+	if (!room_to_feed())
 		return false;
 	if (st->read_retry_at != 0 && GetCurrentTimestamp() < st->read_retry_at)
 		return false;
@@ -159,7 +171,7 @@ target_trouble(TargetOutcome outcome, const char *code, const char *message)
 				(errmsg("crate_sync: %s: %s", state, text),
 				 errhint("%s", hint)));
 	}
-	tell_state(state, text, hint);
+	worker_tell_state(state, text, hint);
 }
 
 void
@@ -411,7 +423,7 @@ begin_work(void)
 				(errmsg("crate_sync: the worker died %d times without pushing anything: it stays down",
 						unclean - 1),
 				 errhint("%s", hint)));
-		tell_state("down", "the worker died too often", hint);
+		worker_tell_state("down", "the worker died too often", hint);
 		leave(LIVE_ABSENT, 0);
 	}
 	return true;
@@ -504,7 +516,7 @@ look_around(void)
 		state_drop_all_work();
 		note_progress();
 		ereport(LOG, (errmsg("crate_sync: the worker was stopped")));
-		tell_state("stopped", NULL, NULL);
+		worker_tell_state("stopped", NULL, NULL);
 		leave(LIVE_ABSENT, 0);
 	}
 }
@@ -546,14 +558,14 @@ target_open(void)
 	}
 	if (conf[0] == '\0')
 	{
-		tell_state(cs_enabled ? "no target" : "disabled", NULL, NULL);
+		worker_tell_state(cs_enabled ? "no target" : "disabled", NULL, NULL);
 		return false;
 	}
 	ops = target_ops_for(conf, &errmsg_);
 	if (ops == NULL)
 	{
 		ereport(LOG, (errmsg("crate_sync: invalid target: %s", errmsg_ ? errmsg_ : conf)));
-		tell_state("no target", errmsg_, NULL);
+		worker_tell_state("no target", errmsg_, NULL);
 		return false;
 	}
 	the_target = ops->open(target_conf);
@@ -585,326 +597,10 @@ target_check(void)
 	if (live_db != NULL)
 		snprintf(live_db->target_version, sizeof(live_db->target_version), "%s %s",
 				 info.product, info.version);
-	tell_state("ok", NULL, NULL);
+	worker_tell_state("ok", NULL, NULL);
 	ereport(LOG,
 			(errmsg("crate_sync: connected to %s %s", info.product, info.version)));
 	return true;
-}
-
-/* what a table is called while it is rebuilt */
-#define REBUILD_SUFFIX "__crate_sync_new"
-
-/* what remove_table left to do there */
-static void
-process_removals(void)
-{
-	MemoryContext oldcxt = CurrentMemoryContext;
-	int			id = 0;
-	bool		isnull;
-	char	   *schema = NULL;
-	char	   *table = NULL;
-	bool		drop = false;
-	TargetResult res;
-	static TimestampTz next = 0;
-
-	if (GetCurrentTimestamp() < next)
-		return;
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	SPI_connect();
-	/* a table added again meanwhile keeps its target */
-	SPI_execute("SELECT removal_id, target_schema, target_table, drop_target AND NOT EXISTS "
-				"(SELECT FROM crate_sync.mirror m WHERE m.target_schema = r.target_schema "
-				"AND m.target_table = r.target_table) FROM crate_sync.removal r ORDER BY 1 LIMIT 1", true, 1);
-	if (SPI_processed == 1)
-	{
-		id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-		schema = MemoryContextStrdup(oldcxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2));
-		table = MemoryContextStrdup(oldcxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3));
-		drop = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4, &isnull));
-	}
-	SPI_finish();
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(oldcxt);
-	if (id == 0)
-	{
-		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), cs_interval);
-		return;
-	}
-
-	memset(&res, 0, sizeof(res));
-	claim_release(schema, table, &res);
-	if (res.outcome == TARGET_OK)	/* what a rebuild may have left */
-		the_target->ops->drop_table(the_target, schema, psprintf("%s" REBUILD_SUFFIX, table), &res);
-	if (drop && res.outcome == TARGET_OK)
-		the_target->ops->drop_table(the_target, schema, table, &res);
-	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL ||
-		res.outcome == TARGET_BUSY || res.outcome == TARGET_UNKNOWN)
-	{
-		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
-		return;
-	}
-	if (res.outcome != TARGET_OK)
-		ereport(LOG, (errmsg("crate_sync: target table %s.%s could not be dropped: %s",
-							 schema, table, res.message)));
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	SPI_connect();
-	SPI_execute(psprintf("DELETE FROM crate_sync.removal WHERE removal_id = %d", id), false, 0);
-	SPI_finish();
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(oldcxt);
-}
-
-/* ---------------------------------------------------------------------
- * A table's turn
- * ------------------------------------------------------------------- */
-
-/* while a table is rebuilt, all of its rows go to the new one */
-static void
-set_target_name(SyncTable *st)
-{
-	TargetTable *t = &st->def->target;
-	bool		rebuilding = st->phase == LOAD_ROWS && st->load_mode != NULL &&
-		strcmp(st->load_mode, "rebuild") == 0;
-	char	   *name = rebuilding ? psprintf("%s" REBUILD_SUFFIX, st->spec.target_table) :
-		st->spec.target_table;
-
-	if (strcmp(t->name, name) == 0)
-		return;
-	t->name = MemoryContextStrdup(st->def_cxt, name);
-	t->qualified = MemoryContextStrdup(st->def_cxt,
-									   psprintf("%s.%s", target_quote_ident(t->schema),
-												target_quote_ident(t->name)));
-	for (int i = 0; i < st->nlanes; i++)
-		st->lanes[i].epoch = 0;
-	st->target_ready = false;
-}
-
-/* is the table ours to write? */
-static bool
-claim_for(SyncTable *st, bool *again)
-{
-	static bool waiting = false;
-	TargetResult res;
-	char	   *who = NULL;
-
-	switch (claim_table(st, &who, &res))
-	{
-		case CLAIM_OURS_AGAIN:
-			*again = true;
-			/* FALLTHROUGH */
-		case CLAIM_OURS:
-			if (waiting)
-				tell_state("ok", NULL, NULL);
-			waiting = false;
-			return true;
-		case CLAIM_WAIT:
-			/* no trouble yet, but nothing is written either */
-			if (!waiting)
-				tell_state("waiting", "looking whether another writer of these target tables is alive",
-						   "This takes some seconds after a promotion, a restore or a move.");
-			waiting = true;
-			st->claim_retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
-			return false;
-		case CLAIM_FOREIGN:
-			if (waiting)
-				tell_state("ok", NULL, NULL);	/* the table says the rest */
-			waiting = false;
-			table_trouble(st, "claim",
-						  psprintf("%s is written by another database (%s): this one looks like a copy",
-								   st->def->target.qualified, who),
-						  "SELECT crate_sync.adopt(); lets this database write it, and stops the other one.");
-			return false;
-		case CLAIM_TROUBLE:
-			if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
-				target_trouble(res.outcome, res.code, res.message);
-			else if (res.outcome == TARGET_BUSY || res.outcome == TARGET_UNKNOWN)
-				st->claim_retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 200);
-			else
-				table_trouble(st, res.code, res.message,
-							  "The claim table crate_sync.claim of the target has to be readable and writable.");
-			return false;
-	}
-	return false;
-}
-
-/* has the target table any row? */
-static bool
-target_is_empty(SyncTable *st)
-{
-	TargetResult res;
-	RowSet	   *rows = rowset_create(CurrentMemoryContext, st->def->nkeys);
-	bool		empty;
-
-	memset(&res, 0, sizeof(res));
-	the_target->ops->page(the_target, &st->def->target, st->def->target.keys, st->def->nkeys,
-						  NULL, 1, true, rows, &res);
-	empty = res.outcome == TARGET_OK && rows->nrows == 0;
-	rowset_free(rows);
-	return empty;
-}
-
-/*
- * With another number of lanes a key may take another lane than before: then
- * all lanes there ever were are fenced before the first row is sent.  How
- * many there are is written down before they are used.
- */
-static bool
-fence_former_lanes(SyncTable *st)
-{
-	int			most = Max(st->lanes_used, st->nlanes);
-
-	if (st->lanes_used == st->nlanes)
-		return true;
-	for (int i = 0; i < most; i++)
-	{
-		TargetResult res;
-		int64		epoch;
-
-		memset(&res, 0, sizeof(res));
-		the_target->ops->raise_fence(the_target, &st->def->target, i, &epoch, &res);
-		if (res.outcome == TARGET_OK)
-			continue;
-		if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
-			target_trouble(res.outcome, res.code, res.message);
-		else
-			table_trouble(st, res.code, res.message, NULL);
-		return false;
-	}
-	st->lanes_used = st->nlanes;
-	st->dirty = true;
-	state_ack(true);
-	return true;
-}
-
-/* has the target's side ready, takes up what was asked for; false: not now */
-static bool
-prepare_table(SyncTable *st)
-{
-	TargetResult res;
-	bool		created = false;
-	bool		again = false;
-
-	if (st->in_error)
-	{
-		if (GetCurrentTimestamp() < st->error_retry_at)
-			return false;
-		if (st->stale || st->def == NULL)
-			state_changed();
-		if (st->def == NULL)
-			return false;
-		st->in_error = false;
-	}
-	if (st->def == NULL || st->spec.paused)
-		return false;
-
-	if (lanes_idle(st) && st->nlanes != cs_connections)
-	{
-		lanes_setup(st);
-		st->target_ready = false;	/* the lanes that were are to be fenced */
-	}
-	set_target_name(st);
-	strlcpy(st->def->target.token, claim_token(), sizeof(st->def->target.token));
-
-	if (!st->target_ready)
-	{
-		if (GetCurrentTimestamp() < st->claim_retry_at)
-			return false;
-		memset(&res, 0, sizeof(res));
-		the_target->ops->ensure_table(the_target, &st->def->target, &created, &res);
-		if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
-		{
-			target_trouble(res.outcome, res.code, res.message);
-			return false;
-		}
-		if (res.outcome != TARGET_OK)
-		{
-			table_trouble(st, res.code, res.message, NULL);
-			return false;
-		}
-		if (!claim_for(st, &again) || !fence_former_lanes(st))
-			return false;
-		st->target_ready = true;
-		for (int i = 0; i < st->nlanes; i++)
-			st->lanes[i].epoch = 0;
-		st->ready_time = GetCurrentTimestamp();
-		turn.next_feed = 0;
-		if (created && !target_is_empty(st))
-			created = false;	/* it was there before us: what it has too much must go */
-	}
-
-	if (detach_reattach(st))
-		return false;
-
-	if (st->spec.resync_no > st->resync_done)
-	{
-		const char *mode = st->spec.resync_mode ? st->spec.resync_mode : "full";
-
-		st->resync_done = st->spec.resync_no;
-		st->urgent = true;
-		if (strcmp(mode, "cancel") == 0)
-			load_cancel(st);
-		else if (strcmp(mode, "none") == 0)
-			;					/* the user has seen to it that both are equal */
-		else if (strcmp(mode, "rebuild") == 0)
-		{
-			memset(&res, 0, sizeof(res));
-			the_target->ops->drop_table(the_target, st->def->target.schema,
-										psprintf("%s" REBUILD_SUFFIX, st->spec.target_table), &res);
-			load_begin(st, "rebuild");
-			set_target_name(st);
-			return prepare_table(st);
-		}
-		else
-			load_begin(st, created && strcmp(mode, "full") == 0 ? "initial" : mode);
-	}
-	else if (created && (st->phase == LOAD_NONE || st->phase == LOAD_VERIFY) && st->load_mode == NULL)
-	{
-		ereport(LOG,
-				(errmsg("crate_sync: target table %s was gone: it is loaded anew",
-						st->def->target.qualified)));
-		load_begin(st, "initial");
-	}
-	else if (created && st->phase != LOAD_NONE && strcmp(st->load_mode, "rebuild") != 0)
-		load_begin(st, "initial");
-	else if (created && st->phase == LOAD_ROWS && st->load_rows > 0)
-		load_begin(st, "rebuild");
-	else if (again && !created && st->phase != LOAD_ROWS)
-	{
-		ereport(LOG,
-				(errmsg("crate_sync: %s is not as it was left: %s.%s is resynced",
-						st->def->target.qualified, st->def->schemaname, st->def->relname)));
-		load_begin(st, "full");
-	}
-
-	if (st->phase == LOAD_NONE && st->spec.verify_no > st->verify_done)
-		verify_begin(st);
-	return true;
-}
-
-static void
-swap_rebuilt(SyncTable *st)
-{
-	TargetResult res;
-	TargetTable as = st->def->target;
-	TargetTable final = st->def->target;
-
-	final.name = st->spec.target_table;
-	final.qualified = psprintf("%s.%s", target_quote_ident(final.schema), target_quote_ident(final.name));
-	memset(&res, 0, sizeof(res));
-	the_target->ops->swap_table(the_target, &as, &final, &res);
-	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
-		target_trouble(res.outcome, res.code, res.message);
-	else if (res.outcome != TARGET_OK)
-		table_trouble(st, res.code, res.message, NULL);
-	else
-	{
-		load_swapped(st);
-		set_target_name(st);
-	}
 }
 
 /* waiters of wait_for_sync want searches to see what was acknowledged */
@@ -953,7 +649,7 @@ time_to_wait(void)
 
 	if (!worker_target_ok && the_target != NULL)
 		next = Min(turn.next_look, target_retry_at);
-	else if (turn.more)
+	else if (turn.more && room_to_feed())
 		next = Min(next, TimestampTzPlusMilliseconds(now, 10)); /* an answer wakes us sooner */
 	dlist_foreach(it, &sync_tables)
 	{
@@ -1018,8 +714,8 @@ take_turn(void)
 
 	if (live_db != NULL)
 		woken = pg_atomic_exchange_u32(&live_db->wake, 0) != 0;
-	if (worker_target_ok && (woken || turn.more || now >= turn.next_feed) &&
-		worker_held_bytes < (Size) cs_work_mem * 1024 / 2)
+	turn.more |= woken;
+	if (worker_target_ok && (turn.more || now >= turn.next_feed) && room_to_feed())
 	{
 		turn.more = feed_queue();
 		turn.next_feed = TimestampTzPlusMilliseconds(now, cs_interval);
@@ -1180,7 +876,7 @@ crate_sync_worker_main(Datum arg)
 	live_db->start_time = GetCurrentTimestamp();
 	LWLockRelease(&live->lock);
 	before_shmem_exit(on_exit_clear, (Datum) 0);
-	tell_state("starting", NULL, NULL);
+	worker_tell_state("starting", NULL, NULL);
 
 	pin_settings();
 	begin_work();
@@ -1221,7 +917,7 @@ crate_sync_worker_main(Datum arg)
 				(errmsg("crate_sync: %s", error->message),
 				 error->detail ? errdetail("%s", error->detail) : 0,
 				 errhint("The worker goes on after a second.")));
-		tell_state("worker error", error->message, "See the server's log.");
+		worker_tell_state("worker error", error->message, "See the server's log.");
 		FreeErrorData(error);
 		queue_end_xact(false);
 		state_drop_all_work();
