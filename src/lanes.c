@@ -17,38 +17,13 @@
 #include "crate_sync.h"
 
 #include "claim.h"
-#include "common/hashfn.h"
+#include "keymap.h"
 #include "sync.h"
 
 /* that many refused in a row, none taken in between: it is not the rows */
 #define PARK_LIMIT 100
 
-typedef struct BatchKey
-{
-	uint64		hash;
-	uint32		row;
-	bool		is_delete;
-	char		status;
-} BatchKey;
-
-#define SH_PREFIX batchkeys
-#define SH_ELEMENT_TYPE BatchKey
-#define SH_KEY_TYPE uint64
-#define SH_KEY hash
-#define SH_HASH_KEY(tb, key) ((uint32) (key))
-#define SH_EQUAL(tb, a, b) ((a) == (b))
-#define SH_SCOPE static inline
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
-
 static uint64 current_read = 1;
-
-static inline uint64
-key_hash(const char *key, int len)
-{
-	return hash_bytes_extended((const unsigned char *) key, len, 0);
-}
 
 /* ---------------------------------------------------------------------
  * Filling batches
@@ -73,13 +48,10 @@ lanes_setup(SyncTable *st)
 }
 
 Lane *
-lane_for_key(SyncTable *st, const char *key, int len)
+lane_for_key(SyncTable *st, uint64 hash)
 {
-	if (st->nlanes == 1)
-		return &st->lanes[0];
-
 	/* the upper half: the lower one picks the place in a batch's hash */
-	return &st->lanes[(key_hash(key, len) >> 32) % st->nlanes];
+	return &st->lanes[(hash >> 32) % st->nlanes];
 }
 
 static void
@@ -134,12 +106,19 @@ batch_row_key(SyncTable *st, const Batch *batch, bool is_delete, int row, String
 	}
 }
 
+/* where a key's row is, as Batch.keys has it */
+static inline uint32
+map_value(bool is_delete, int row)
+{
+	return (uint32) row << 1 | is_delete;
+}
+
 static void
 batch_index_rows(SyncTable *st, Batch *batch)
 {
 	StringInfoData key;
 
-	batch->keys = batchkeys_create(batch->cxt, 256, NULL);
+	batch->keys = keymap_create(batch->cxt, 256, NULL);
 	initStringInfo(&key);
 	for (int is_delete = 0; is_delete < 2; is_delete++)
 	{
@@ -147,16 +126,15 @@ batch_index_rows(SyncTable *st, Batch *batch)
 
 		for (int row = 0; row < rs->nrows; row++)
 		{
-			BatchKey   *entry;
+			KeyMapEntry *entry;
 			bool		found;
 
 			if (rs->dead != NULL && rs->dead[row])
 				continue;
 			resetStringInfo(&key);
 			batch_row_key(st, batch, is_delete, row, &key);
-			entry = batchkeys_insert(batch->keys, key_hash(key.data, key.len), &found);
-			entry->row = row;
-			entry->is_delete = is_delete;
+			entry = keymap_insert(batch->keys, key_hash(key.data, key.len), &found);
+			entry->value = map_value(is_delete, row);
 		}
 	}
 	pfree(key.data);
@@ -227,7 +205,7 @@ lane_seal(Lane *lane)
 
 void
 lane_row_done(Lane *lane, Batch *batch, Pass *pass, bool is_delete,
-			  const char *key, int keylen, Size rowbytes)
+			  const char *key, int keylen, uint64 hash, Size rowbytes)
 {
 	SyncTable  *st = lane->table;
 	RowSet	   *rs = is_delete ? batch->deletes : batch->upserts;
@@ -252,22 +230,23 @@ lane_row_done(Lane *lane, Batch *batch, Pass *pass, bool is_delete,
 	if (batch->keys != NULL)
 	{
 		bool		found;
-		BatchKey   *entry = batchkeys_insert(batch->keys, key_hash(key, keylen), &found);
+		KeyMapEntry *entry = keymap_insert(batch->keys, hash, &found);
 
 		if (found)
 		{
+			bool		deleted = entry->value & 1;
+			int			other_row = entry->value >> 1;
 			StringInfoData other;
 
 			initStringInfo(&other);
-			batch_row_key(st, batch, entry->is_delete, entry->row, &other);
+			batch_row_key(st, batch, deleted, other_row, &other);
 			if (other.len == keylen && memcmp(other.data, key, keylen) == 0)
-				rowset_kill(entry->is_delete ? batch->deletes : batch->upserts, entry->row);
+				rowset_kill(deleted ? batch->deletes : batch->upserts, other_row);
 			else
 				collision = true;	/* two keys, one hash: this batch is over */
 			pfree(other.data);
 		}
-		entry->row = row;
-		entry->is_delete = is_delete;
+		entry->value = map_value(is_delete, row);
 	}
 
 	if (collision ||
@@ -497,40 +476,23 @@ lanes_dispatch(SyncTable *st, bool input_idle)
 	return sent;
 }
 
-/* the rows of a segment that has arrived leave failed_rows, if they are there */
-typedef struct FailedKey
-{
-	uint64		hash;
-	char		status;
-} FailedKey;
-
-#define SH_PREFIX failedkeys
-#define SH_ELEMENT_TYPE FailedKey
-#define SH_KEY_TYPE uint64
-#define SH_KEY hash
-#define SH_HASH_KEY(tb, key) ((uint32) (key))
-#define SH_EQUAL(tb, a, b) ((a) == (b))
-#define SH_SCOPE static inline
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
-
 void
 failed_key_note(SyncTable *st, const char *target_key, int len)
 {
 	bool		found;
 
 	if (st->failed == NULL)
-		st->failed = failedkeys_create(st->cxt, 64, NULL);
-	failedkeys_insert(st->failed, key_hash(target_key, len), &found);
+		st->failed = keymap_create(st->cxt, 64, NULL);
+	keymap_insert(st->failed, key_hash(target_key, len), &found);
 }
 
 bool
 failed_key_known(const SyncTable *st, const char *target_key, int len)
 {
-	return st->failed != NULL && failedkeys_lookup(st->failed, key_hash(target_key, len)) != NULL;
+	return st->failed != NULL && keymap_lookup(st->failed, key_hash(target_key, len)) != NULL;
 }
 
+/* the rows of a segment that has arrived leave failed_rows, if they are there */
 static void
 unpark_arrived(SyncTable *st, Batch *batch, const BatchSegment *seg)
 {
@@ -549,7 +511,7 @@ unpark_arrived(SyncTable *st, Batch *batch, const BatchSegment *seg)
 		resetStringInfo(&key);
 		batch_row_key(st, batch, seg->kind == TARGET_DELETE, row, &key);
 		hash = key_hash(key.data, key.len);
-		if (failedkeys_lookup(st->failed, hash) != NULL)
+		if (keymap_lookup(st->failed, hash) != NULL)
 		{
 			MemoryContext oldcxt = MemoryContextSwitchTo(st->cxt);
 			ParkedRow  *arrived = palloc0(sizeof(ParkedRow));

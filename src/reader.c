@@ -22,7 +22,6 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
-#include "common/hashfn.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_operator.h"
@@ -30,6 +29,7 @@
 #include "executor/executor.h"
 #include "mb/pg_wchar.h"
 #include "storage/bufmgr.h"
+#include "keymap.h"
 #include "sync.h"
 #include "tcop/dest.h"
 #include "utils/array.h"
@@ -59,29 +59,11 @@ typedef struct KeyEntry
 	bool		asked;			/* by the query under way */
 } KeyEntry;
 
-typedef struct KeyHash
-{
-	uint64		hash;
-	int			first;
-	char		status;
-} KeyHash;
-
-#define SH_PREFIX keyhash
-#define SH_ELEMENT_TYPE KeyHash
-#define SH_KEY_TYPE uint64
-#define SH_KEY hash
-#define SH_HASH_KEY(tb, key) ((uint32) (key))
-#define SH_EQUAL(tb, a, b) ((a) == (b))
-#define SH_SCOPE static inline
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
-
 struct KeySet
 {
 	MemoryContext cxt;
 	SyncTable  *st;
-	keyhash_hash *hash;
+	keymap_hash *map;
 	KeyEntry   *entries;
 	int			n;
 	int			max;
@@ -99,7 +81,7 @@ keyset_create(MemoryContext cxt, SyncTable *st)
 
 	ks->cxt = own;
 	ks->st = st;
-	ks->hash = keyhash_create(own, 256, NULL);
+	ks->map = keymap_create(own, 256, NULL);
 	ks->max = 64;
 	ks->entries = palloc(sizeof(KeyEntry) * ks->max);
 	initStringInfo(&ks->arena);
@@ -108,12 +90,11 @@ keyset_create(MemoryContext cxt, SyncTable *st)
 }
 
 static int
-keyset_find(KeySet *ks, const char *cells, int len)
+keyset_find(KeySet *ks, uint64 hash, const char *cells, int len)
 {
-	KeyHash    *h = keyhash_lookup(ks->hash,
-								   hash_bytes_extended((const unsigned char *) cells, len, 0));
+	KeyMapEntry *h = keymap_lookup(ks->map, hash);
 
-	for (int i = h ? h->first : -1; i >= 0; i = ks->entries[i].next)
+	for (int i = h ? (int) h->value : -1; i >= 0; i = ks->entries[i].next)
 	{
 		if (ks->entries[i].len == len &&
 			memcmp(ks->arena.data + ks->entries[i].cells, cells, len) == 0)
@@ -128,14 +109,16 @@ keyset_add(KeySet *ks, const Datum *values)
 	const KeyLayout *layout = &ks->st->layout;
 	int			start = ks->arena.len;
 	int			len;
-	KeyHash    *h;
+	KeyMapEntry *h;
+	uint64		hash;
 	KeyEntry   *e;
 	bool		found;
 	MemoryContext oldcxt;
 
 	reader_key_cells(ks->st, values, &ks->arena);
 	len = ks->arena.len - start;
-	if (keyset_find(ks, ks->arena.data + start, len) >= 0)
+	hash = key_hash(ks->arena.data + start, len);
+	if (keyset_find(ks, hash, ks->arena.data + start, len) >= 0)
 	{
 		ks->arena.len = start;
 		return;
@@ -156,11 +139,9 @@ keyset_add(KeySet *ks, const Datum *values)
 	e->len = len;
 	e->settled = false;
 	e->asked = false;
-	h = keyhash_insert(ks->hash,
-					   hash_bytes_extended((const unsigned char *) ks->arena.data + start, len, 0),
-					   &found);
-	e->next = found ? h->first : -1;
-	h->first = ks->n++;
+	h = keymap_insert(ks->map, hash, &found);
+	e->next = found ? (int) h->value : -1;
+	h->value = ks->n++;
 	ks->nopen++;
 }
 
@@ -593,6 +574,7 @@ typedef struct RowReceiver
 	MemoryContext row_cxt;
 	StringInfoData key;
 	int			keyend[INDEX_MAX_KEYS];
+	uint64		hash;			/* of key */
 	RowSet	   *filling;		/* a row is half written here */
 	int64		n;
 	ItemPointerData last_tid;
@@ -616,6 +598,7 @@ encode_key(RowReceiver *r, const Datum *values, const int *places)
 		enc->encode(&r->key, values[places ? places[k] : k], enc);
 		r->keyend[k] = r->key.len;
 	}
+	r->hash = key_hash(r->key.data, r->key.len);
 }
 
 static inline void
@@ -630,12 +613,13 @@ key_cell(const RowReceiver *r, int k, StringInfo to)
 static void
 put_delete(RowReceiver *r)
 {
-	Lane	   *lane = lane_for_key(r->st, r->key.data, r->key.len);
+	Lane	   *lane = lane_for_key(r->st, r->hash);
 	Batch	   *batch = lane_open_batch(lane);
 
 	for (int k = 0; k < r->st->def->nkeys; k++)
 		key_cell(r, k, rowset_cell(batch->deletes, k));
-	lane_row_done(lane, batch, r->pass, true, r->key.data, r->key.len, r->key.len + 8);
+	lane_row_done(lane, batch, r->pass, true, r->key.data, r->key.len, r->hash,
+				  r->key.len + 8);
 }
 
 /* deletes a key that the source cannot even spell */
@@ -643,6 +627,7 @@ void
 reader_put_raw_delete(SyncTable *st, Pass *pass, const RowSet *rows, int row)
 {
 	StringInfoData key;
+	uint64		hash;
 	Lane	   *lane;
 	Batch	   *batch;
 
@@ -656,7 +641,8 @@ reader_put_raw_delete(SyncTable *st, Pass *pass, const RowSet *rows, int row)
 			appendStringInfoChar(&key, ',');
 		appendBinaryStringInfo(&key, cell, len);
 	}
-	lane = lane_for_key(st, key.data, key.len);
+	hash = key_hash(key.data, key.len);
+	lane = lane_for_key(st, hash);
 	batch = lane_open_batch(lane);
 	for (int k = 0; k < st->def->nkeys; k++)
 	{
@@ -665,7 +651,7 @@ reader_put_raw_delete(SyncTable *st, Pass *pass, const RowSet *rows, int row)
 
 		appendBinaryStringInfo(rowset_cell(batch->deletes, k), cell, len);
 	}
-	lane_row_done(lane, batch, pass, true, key.data, key.len, key.len + 8);
+	lane_row_done(lane, batch, pass, true, key.data, key.len, hash, key.len + 8);
 	pfree(key.data);
 }
 
@@ -702,7 +688,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 
 	if (!r->exists_only)
 	{
-		Lane	   *lane = r->rows ? NULL : lane_for_key(st, r->key.data, r->key.len);
+		Lane	   *lane = r->rows ? NULL : lane_for_key(st, r->hash);
 		Batch	   *batch = lane ? lane_open_batch(lane) : NULL;
 		Size		bytes = 0;
 
@@ -720,7 +706,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 		}
 		if (batch != NULL)
 		{
-			lane_row_done(lane, batch, r->pass, false, r->key.data, r->key.len, bytes);
+			lane_row_done(lane, batch, r->pass, false, r->key.data, r->key.len, r->hash, bytes);
 			r->pass->bytes += bytes;
 		}
 		else
@@ -731,7 +717,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 
 	if (r->keys != NULL)
 	{
-		int			i = keyset_find(r->keys, r->key.data, r->key.len);
+		int			i = keyset_find(r->keys, r->hash, r->key.data, r->key.len);
 
 		/* another spelling of an equal key: the queued one is not there */
 		if (i >= 0)
@@ -843,10 +829,7 @@ read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(oldcxt);
-		error = CopyErrorData();
-		FlushErrorState();
-		AbortCurrentTransaction();
+		error = worker_catch(oldcxt);
 		if (r->filling != NULL)
 			rowset_undo_row(r->filling);
 		r->filling = NULL;

@@ -84,7 +84,7 @@ typedef struct Batch
 	MemoryContext cxt;
 	RowSet	   *upserts;		/* all columns */
 	RowSet	   *deletes;		/* key columns */
-	struct batchkeys_hash *keys;	/* made when a second read adds rows */
+	struct keymap_hash *keys;	/* made when a second read adds rows */
 	uint64		read_no;		/* the read that added rows last */
 	Size		bytes;
 	int			nshares;
@@ -201,7 +201,7 @@ struct SyncTable
 	Size		held_bytes;		/* in batches */
 	List	   *parked;			/* of ParkedRow *, in cxt */
 	int			parked_in_a_row;
-	struct failedkeys_hash *failed; /* target keys in crate_sync.failed, or NULL */
+	struct keymap_hash *failed;	/* target keys in crate_sync.failed, or NULL */
 	bool		unrefreshed;	/* written since the last refresh */
 
 	/* feeding a load */
@@ -255,6 +255,7 @@ extern bool worker_may_feed(SyncTable *st);
 extern void live_note_ack(void);
 extern void worker_tell_state(const char *state, const char *error, const char *hint);
 extern void worker_feed_soon(void);
+extern ErrorData *worker_catch(MemoryContext cxt);
 
 /* ---- prepare.c ---- */
 extern bool prepare_table(SyncTable *st);
@@ -331,12 +332,12 @@ extern void feed_held_reset(void);
 /* ---- lanes.c ---- */
 extern void lanes_setup(SyncTable *st);
 extern void lanes_drop(SyncTable *st);	/* forgets what is in memory */
-extern Lane *lane_for_key(SyncTable *st, const char *key, int len);
+extern Lane *lane_for_key(SyncTable *st, uint64 hash);
 /* where a row goes; then fill cells, then lane_row_done */
 extern Batch *lane_open_batch(Lane *lane);
 extern void lane_begin_read(void);	/* rows added from here on have distinct keys */
 extern void lane_row_done(Lane *lane, Batch *batch, Pass *pass, bool is_delete,
-						  const char *key, int keylen, Size rowbytes);
+						  const char *key, int keylen, uint64 hash, Size rowbytes);
 extern bool lanes_dispatch(SyncTable *st, bool input_idle);
 extern bool lanes_reap(SyncTable *st);
 extern bool lanes_idle(const SyncTable *st);

@@ -596,15 +596,27 @@ encode_timestamptz_text(StringInfo buf, Datum value, CellEncoder *enc)
  * twice in one object makes the target refuse the whole request.
  */
 static void
-encode_jsonb(StringInfo buf, Datum value, CellEncoder *enc)
+put_jsonb(StringInfo buf, Datum value, void (*put) (StringInfo buf, const char *s, int len))
 {
 	Jsonb	   *jb = DatumGetJsonbP(value);
 	char	   *s = JsonbToCString(NULL, &jb->root, VARSIZE(jb));
 
-	append_raw_json(buf, s, strlen(s));
+	put(buf, s, strlen(s));
 	pfree(s);
 	if ((Pointer) jb != DatumGetPointer(value))
 		pfree(jb);
+}
+
+static void
+encode_jsonb(StringInfo buf, Datum value, CellEncoder *enc)
+{
+	put_jsonb(buf, value, append_raw_json);
+}
+
+static void
+encode_jsonb_text(StringInfo buf, Datum value, CellEncoder *enc)
+{
+	put_jsonb(buf, value, types_json_string);
 }
 
 static void
@@ -616,18 +628,6 @@ encode_json(StringInfo buf, Datum value, CellEncoder *enc)
 	pfree(s);
 	encode_jsonb(buf, jb, enc);
 	pfree(DatumGetPointer(jb));
-}
-
-static void
-encode_jsonb_text(StringInfo buf, Datum value, CellEncoder *enc)
-{
-	Jsonb	   *jb = DatumGetJsonbP(value);
-	char	   *s = JsonbToCString(NULL, &jb->root, VARSIZE(jb));
-
-	types_json_string(buf, s, strlen(s));
-	pfree(s);
-	if ((Pointer) jb != DatumGetPointer(value))
-		pfree(jb);
 }
 
 static void

@@ -639,6 +639,19 @@ serve_refreshes(void)
  * The loop
  * ------------------------------------------------------------------- */
 
+/* in PG_CATCH: ends the transaction; returns the error, in cxt */
+ErrorData *
+worker_catch(MemoryContext cxt)
+{
+	ErrorData  *error;
+
+	MemoryContextSwitchTo(cxt);
+	error = CopyErrorData();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	return error;
+}
+
 /* how long nothing has to be done, in ms */
 static long
 time_to_wait(void)
@@ -905,10 +918,7 @@ crate_sync_worker_main(Datum arg)
 			 * Something unforeseen in PostgreSQL: say it, forget what is in
 			 * memory, which is all repeatable, and begin anew after a pause.
 			 */
-			MemoryContextSwitchTo(TopMemoryContext);
-			error = CopyErrorData();
-			FlushErrorState();
-			AbortCurrentTransaction();
+			error = worker_catch(TopMemoryContext);
 			LWLockReleaseAll();
 		}
 		PG_END_TRY();
