@@ -12,12 +12,18 @@
 #include "sync.h"
 #include "utils/snapmgr.h"
 
-/* one visit to the queue takes about that many keys into memory */
+/*
+ * One visit to the queue takes about that many keys into memory, or an eighth
+ * of work_mem; where many tables' keys wait to be read, only the lesser number.
+ */
 #define FEED_KEYS 40000
+#define FEED_KEYS_LEAST 1000
 
 typedef struct FeedArg
 {
 	int64		keys;
+	int64		max_keys;
+	Size		max_bytes;		/* of worker_unread_bytes */
 	bool		reloaded;		/* the catalog was read after the last stop */
 	bool		unknown;		/* stopped at a table we do not know */
 	bool		busy;			/* stopped for want of room */
@@ -72,12 +78,26 @@ table_takes_chunks(const SyncTable *st)
 	return st->def != NULL && !st->spec.paused && !st->in_error && st->target_ready;
 }
 
+/* keys of an earlier visit come first: memory is for one visit's */
+static bool
+table_has_room(SyncTable *st)
+{
+	return worker_may_feed(st) && !st->unread;
+}
+
+/* it may take long until it has room again */
+static bool
+table_is_stuck(SyncTable *st)
+{
+	return lanes_retrying(st) || st->read_retry_at != 0;
+}
+
 static bool
 hold_filter(Oid relid, void *arg)
 {
 	SyncTable  *st = state_find(relid);
 
-	return st == NULL || (table_takes_chunks(st) && worker_may_feed(st));
+	return st == NULL || (table_takes_chunks(st) && table_has_room(st));
 }
 
 /* the pass that is being filled for a table in this visit */
@@ -105,7 +125,7 @@ take_chunk(QueueChunk *chunk, void *arg)
 	Pass	   *pass;
 	MemoryContext oldcxt;
 
-	if (feed->keys >= FEED_KEYS)
+	if (feed->keys >= feed->max_keys || worker_unread_bytes >= feed->max_bytes)
 		return false;
 
 	if (st == NULL)
@@ -123,7 +143,7 @@ take_chunk(QueueChunk *chunk, void *arg)
 		feed->taken++;
 		return true;
 	}
-	if (!table_takes_chunks(st) || (!worker_may_feed(st) && lanes_retrying(st)))
+	if (!table_takes_chunks(st) || (!table_has_room(st) && table_is_stuck(st)))
 	{
 		/* out of the others' way */
 		if (chunk->table == QUEUE_HOLD)
@@ -132,9 +152,9 @@ take_chunk(QueueChunk *chunk, void *arg)
 		feed->taken++;
 		return true;
 	}
-	if (!worker_may_feed(st))
+	if (!table_has_room(st))
 	{
-		feed->busy = true;		/* all lanes are full: soon */
+		feed->busy = true;		/* soon */
 		return false;
 	}
 
@@ -176,6 +196,21 @@ take_chunk(QueueChunk *chunk, void *arg)
 	return true;
 }
 
+static bool
+has_unread_keys(SyncTable *st)
+{
+	dlist_iter	it;
+
+	dlist_foreach(it, &st->passes)
+	{
+		const Pass *pass = dlist_container(Pass, node, it.cur);
+
+		if (pass->keys != NULL && !pass->fed)
+			return true;
+	}
+	return false;
+}
+
 /*
  * One visit to the queue.  Returns true if there may be more to take.  The
  * rows of what was taken are then read by feed_rows.
@@ -184,10 +219,19 @@ bool
 feed_queue(void)
 {
 	FeedArg		feed;
+	Size		memory = (Size) cs_work_mem * 1024;
 	dlist_iter	it;
 	bool		again;
 
 	memset(&feed, 0, sizeof(feed));
+	feed.max_keys = worker_unread_bytes < memory / 4 ? FEED_KEYS : FEED_KEYS_LEAST;
+	feed.max_bytes = worker_unread_bytes + memory / 8;
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		st->unread = has_unread_keys(st);
+	}
 	do
 	{
 		again = false;

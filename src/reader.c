@@ -59,6 +59,9 @@ typedef struct KeyEntry
 	bool		asked;			/* by the query under way */
 } KeyEntry;
 
+/* memory for a key beside its cells and values: entry, hash, allocation */
+#define KEY_OVERHEAD (sizeof(KeyEntry) + 2 * sizeof(KeyMapEntry) + 32)
+
 struct KeySet
 {
 	MemoryContext cxt;
@@ -69,8 +72,18 @@ struct KeySet
 	int			max;
 	int			first_open;		/* entries before this one are settled */
 	int			nopen;
+	Size		bytes;			/* about what it takes */
 	StringInfoData arena;
+	MemoryContextCallback freed;
 };
+
+Size		worker_unread_bytes = 0;
+
+static void
+keyset_freed(void *arg)
+{
+	worker_unread_bytes -= ((KeySet *) arg)->bytes;
+}
 
 KeySet *
 keyset_create(MemoryContext cxt, SyncTable *st)
@@ -85,6 +98,9 @@ keyset_create(MemoryContext cxt, SyncTable *st)
 	ks->max = 64;
 	ks->entries = palloc(sizeof(KeyEntry) * ks->max);
 	initStringInfo(&ks->arena);
+	ks->freed.func = keyset_freed;
+	ks->freed.arg = ks;
+	MemoryContextRegisterResetCallback(own, &ks->freed);
 	MemoryContextSwitchTo(oldcxt);
 	return ks;
 }
@@ -113,6 +129,7 @@ keyset_add(KeySet *ks, const Datum *values)
 	uint64		hash;
 	KeyEntry   *e;
 	bool		found;
+	Size		bytes;
 	MemoryContext oldcxt;
 
 	reader_key_cells(ks->st, values, &ks->arena);
@@ -132,8 +149,17 @@ keyset_add(KeySet *ks, const Datum *values)
 	}
 	e = &ks->entries[ks->n];
 	e->values = palloc(sizeof(Datum) * layout->ncols);
+	bytes = KEY_OVERHEAD + len;
 	for (int i = 0; i < layout->ncols; i++)
-		e->values[i] = datumCopy(values[i], layout->cols[i].byval, layout->cols[i].len);
+	{
+		const KeyColumn *col = &layout->cols[i];
+
+		e->values[i] = datumCopy(values[i], col->byval, col->len);
+		if (!col->byval)
+			bytes += datumGetSize(values[i], false, col->len);
+	}
+	ks->bytes += bytes;
+	worker_unread_bytes += bytes;
 	MemoryContextSwitchTo(oldcxt);
 	e->cells = start;
 	e->len = len;
@@ -979,6 +1005,8 @@ reader_feed_keys(SyncTable *st, Pass *pass)
 			ks->entries[i].asked = false;
 
 		error = read_transaction(st, r, read_keys, NULL);
+		if (error == NULL)
+			st->read_retry_at = 0;
 		if (error == NULL && !r->stopped)
 		{
 			if (pass->read_limit > 0)

@@ -222,7 +222,8 @@ struct SyncTable
 	bool		attached_again;
 	List	   *writers;		/* of VirtualTransactionId *, to be waited for */
 
-	TimestampTz read_retry_at;	/* the relation is locked: later */
+	TimestampTz read_retry_at;	/* the relation is locked: later; 0: it is not */
+	bool		unread;			/* keys of an earlier visit to the queue wait */
 
 	/* trouble */
 	bool		target_ready;	/* the target table was seen to fit */
@@ -272,6 +273,7 @@ extern KeySet *keyset_create(MemoryContext cxt, SyncTable *st);
 /* adds a key of source values; the same key twice is one */
 extern void keyset_add(KeySet *ks, const Datum *values);
 extern int	keyset_size(const KeySet *ks);
+extern Size worker_unread_bytes;	/* in all sets of keys */
 
 /*
  * Reads rows of the pass's keys and puts them, or deletes, into batches.
