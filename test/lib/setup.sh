@@ -3,8 +3,10 @@
 # What test/run, test/demo and test/bench/run share: the packages, the build, a
 # private PostgreSQL and the choice of a target.  To be sourced by bash.
 #
-#	need_packages [tap]		installs what is missing, or says how
-#	build_extension			builds, and installs into a private tree: PG_BIN
+#	need_packages [tap|clang]	installs what is missing, or says how
+#	build_extension			builds, and installs into a private tree: PG_BIN; with
+#							SANITIZE=DIR under AddressSanitizer and UBSan, whose
+#							reports go there
 #	pg_start [SETTING=VALUE ...]	private server: PG_SOCKET, PG_CONNINFO
 #	pg_stop
 #	crate_find				the target: TARGET_KIND, TARGET_URL, TARGET_WHY
@@ -75,7 +77,7 @@ have_header()
 		compgen -G "/usr/include/*-linux-*/$1" >/dev/null
 }
 
-# prints the missing packages; $1: tap, when the TAP tests will run
+# prints the missing packages; $1: tap, when the TAP tests will run; clang, for the fuzzers
 missing_packages()
 {
 	local pg=${PG_MAJOR:-}
@@ -104,6 +106,16 @@ missing_packages()
 	if [ "${1:-}" = tap ]; then
 		command -v prove >/dev/null || echo perl
 		perl -MIPC::Run -e 1 2>/dev/null || echo libipc-run-perl
+	fi
+	if [ "${1:-}" = clang ]; then
+		command -v "${CLANG:-clang}" >/dev/null || echo clang
+		# where clang brings no runtime along
+		compgen -G "/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer_no_main-*" >/dev/null ||
+			compgen -G "/usr/lib/clang/*/lib/linux/libclang_rt.fuzzer_no_main-*" >/dev/null || {
+				local version
+				version=$(apt-cache depends clang 2>/dev/null | sed -n 's/.*Depends: clang-\([0-9]*\)$/\1/p' | head -n 1)
+				echo "libclang-rt-$version-dev"
+			}
 	fi
 }
 
@@ -235,12 +247,15 @@ build_extension()
 
 	setup_work
 	log=$WORK/log/build.log
-	if [ ! -w "$TOP" ]; then
+	if [ ! -w "$TOP" ] || [ -n "${SANITIZE:-}" ]; then
 		src=$WORK/src
 		mkdir -p "$src"
 		(cd "$TOP" && cp -R Makefile ./*.c ./*.control ./*.sql src sql "$src/")
 		find "$src" -name '*.o' -delete
 	fi
+	# PostgreSQL's makefiles hand COPT to compiler and linker
+	[ -z "${SANITIZE:-}" ] || export COPT="-fsanitize=address,undefined -fno-sanitize-recover=undefined \
+-fno-omit-frame-pointer -include $TOP/test/lib/sanitize.h"
 	# objects made for another major version look up to date to make; they name its headers
 	if [ -f "$src/crate_sync.o" ] && ! grep -aFq "$("$PG_CONFIG" --includedir-server)" "$src/crate_sync.o"; then
 		make -s -C "$src" PG_CONFIG="$PG_CONFIG" with_llvm=no clean >"$log" 2>&1 || :
@@ -258,11 +273,41 @@ build_extension()
 		cp -as "$("$PG_CONFIG" --pkglibdir)/." "$tree$("$PG_CONFIG" --pkglibdir)/"
 		cp -as "$("$PG_CONFIG" --sharedir)/." "$tree$("$PG_CONFIG" --sharedir)/"
 		find "$tree" -name 'crate_sync*' -exec rm -rf {} +
+		[ -z "${SANITIZE:-}" ] || sanitize_server "$tree$bindir/postgres"
 	fi
 	PG_BIN=$tree$("$PG_CONFIG" --bindir)
 	# not by the copy's pg_config: some packages have one that names fixed directories
 	make -s -C "$src" PG_CONFIG="$PG_CONFIG" DESTDIR="$tree" with_llvm=no install >>"$log" 2>&1 ||
 		{ tail -n 40 "$log" >&2; setup_die "make install failed"; }
+}
+
+# sanitize_server PROGRAM: puts a script in its place that starts it with the sanitizers
+sanitize_server()
+{
+	local asan preload
+
+	asan=$("${CC:-gcc}" -print-file-name=libasan.so)
+	[ -f "$asan" ] || setup_die "${CC:-gcc} has no libasan.so"
+	preload=$(asan_preload "$asan") || setup_die "the sanitizer cannot be preloaded"
+	mkdir -p "$SANITIZE"
+	[ "$(id -u)" != 0 ] || chown "$RUN_USER:" "$SANITIZE"
+	mv "$1" "$1.real"
+	cat > "$1" <<-EOC
+		#!/usr/bin/env bash
+		export LD_PRELOAD=$preload
+		export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1:log_path=$SANITIZE/report
+		export UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1:log_path=$SANITIZE/report
+		exec -a "\$0" "\$0.real" "\$@"
+	EOC
+	chmod 755 "$1"
+}
+
+# asan_preload RUNTIME: what LD_PRELOAD has to be for a server that loads what was
+# built with AddressSanitizer
+asan_preload()
+{
+	"${CC:-gcc}" -shared -fPIC -Wl,-z,initfirst -o "$WORK/asan_first.so" "$TOP/test/lib/asan_first.c" >&2 &&
+		echo "$1:$WORK/asan_first.so"
 }
 
 # ---------------------------------------------------------------------------
