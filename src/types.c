@@ -13,6 +13,8 @@
 #include "crate_sync.h"
 
 #include <ctype.h>
+#include <float.h>
+#include <math.h>
 
 #include "access/transam.h"
 #include "access/tupmacs.h"
@@ -613,21 +615,101 @@ encode_jsonb(StringInfo buf, Datum value, CellEncoder *enc)
 	put_jsonb(buf, value, append_raw_json);
 }
 
+/*
+ * The text of an object as the target can take it: it fails over integers
+ * past BIGINT, so these go as DOUBLE PRECISION.
+ */
 static void
-encode_jsonb_text(StringInfo buf, Datum value, CellEncoder *enc)
+append_object_json(StringInfo buf, const char *json, int len)
 {
-	put_jsonb(buf, value, types_json_string);
+	const char *end = json + len;
+	const char *done = json;
+	bool		quoted = false;
+
+	for (const char *p = json; p < end;)
+	{
+		int			n;
+		char	   *number;
+		double		value;
+
+		if (quoted || (*p != '-' && !isdigit((unsigned char) *p)))
+		{
+			if (quoted && *p == '\\')
+				p++;
+			else if (*p == '"')
+				quoted = !quoted;
+			p++;
+			continue;
+		}
+		n = strspn(p, "+-.0123456789Ee");
+		p += n;
+		if (n < 19 || (n < DBL_MAX_10_EXP && strcspn(p - n, ".Ee") < n))
+			continue;
+		number = pnstrdup(p - n, n);
+		errno = 0;
+		(void) strtoll(number, NULL, 10);
+		if (errno == ERANGE)
+		{
+			value = strtod(number, NULL);
+			if (isinf(value))
+				ereport(ERROR,
+						(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+						 errmsg("a number in a JSON document is out of range of DOUBLE PRECISION")));
+			append_raw_json(buf, done, p - n - done);
+			types_json_float8(buf, value);
+			done = p;
+		}
+		pfree(number);
+	}
+	append_raw_json(buf, done, end - done);
 }
 
+/* an OBJECT column would take anything else, too, and make {} of it */
 static void
-encode_json(StringInfo buf, Datum value, CellEncoder *enc)
+encode_jsonb_object(StringInfo buf, Datum value, CellEncoder *enc)
+{
+	Jsonb	   *jb = DatumGetJsonbP(value);
+	JsonbValue	scalar;
+
+	if (!JB_ROOT_IS_OBJECT(jb) &&
+		!(JB_ROOT_IS_SCALAR(jb) && JsonbExtractScalar(&jb->root, &scalar) && scalar.type == jbvNull))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a JSON %s cannot be stored in an OBJECT column",
+						JB_ROOT_IS_SCALAR(jb) ? "scalar" : "array")));
+	put_jsonb(buf, JsonbPGetDatum(jb), append_object_json);
+	if ((Pointer) jb != DatumGetPointer(value))
+		pfree(jb);
+}
+
+/* by way of jsonb */
+static void
+put_json(StringInfo buf, Datum value, CellEncodeFunc put, CellEncoder *enc)
 {
 	char	   *s = TextDatumGetCString(value);
 	Datum		jb = DirectFunctionCall1(jsonb_in, CStringGetDatum(s));
 
 	pfree(s);
-	encode_jsonb(buf, jb, enc);
+	put(buf, jb, enc);
 	pfree(DatumGetPointer(jb));
+}
+
+static void
+encode_json(StringInfo buf, Datum value, CellEncoder *enc)
+{
+	put_json(buf, value, encode_jsonb, enc);
+}
+
+static void
+encode_json_object(StringInfo buf, Datum value, CellEncoder *enc)
+{
+	put_json(buf, value, encode_jsonb_object, enc);
+}
+
+static void
+encode_jsonb_text(StringInfo buf, Datum value, CellEncoder *enc)
+{
+	put_jsonb(buf, value, types_json_string);
 }
 
 static void
@@ -844,11 +926,11 @@ static const TypeRule type_rules[] =
 	{UUIDOID, T_UUID, UNI, encode_uuid},
 
 	{JSONBOID, T_TEXT, COL | KEY | UNI, encode_jsonb_text, LOSES_JSON_TEXT},
-	{JSONBOID, T_OBJECT, 0, encode_jsonb, LOSES_JSON},
+	{JSONBOID, T_OBJECT, 0, encode_jsonb_object, LOSES_JSON},
 	{JSONBOID, T_ARRAY, 0, encode_jsonb, "values that are not such arrays are refused"},
 	{JSONBOID, T_GEO_SHAPE, 0, encode_jsonb, LOSES_SHAPE},
 	{JSONOID, T_TEXT, COL, encode_text, LOSES_JSON_TEXT},
-	{JSONOID, T_OBJECT, 0, encode_json, "of a name given twice the last is kept; " LOSES_JSON},
+	{JSONOID, T_OBJECT, 0, encode_json_object, "of a name given twice the last is kept; " LOSES_JSON},
 	{JSONOID, T_ARRAY, 0, encode_json, "values that are not such arrays are refused"},
 	{JSONOID, T_GEO_SHAPE, 0, encode_json, LOSES_SHAPE},
 
@@ -937,6 +1019,10 @@ rule_fits(const TypeRule *rule, const TargetType *dst, int32 typmod,
 			return true;
 		case T_BIT:
 			return dst->a == typmod;
+		case T_OBJECT:
+			if (strcmp(dst->policy, "IGNORED") != 0)
+				*loses = LOSES_JSON "; a member's values become what its first value was, 2.5 becomes 2 where that was 1, or are refused";
+			return true;
 		case T_NUMERIC:
 			if (!numeric_modifiers(typmod, &p, &s) || dst->b < s || dst->a - dst->b < p - s)
 			{

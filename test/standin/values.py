@@ -375,7 +375,7 @@ def check_object(col, v):
         return
     if v is None:
         return
-    for k, x in v.items():
+    for k, x in list(v.items()):
         if '.' in k or '[' in k:
             raise SqlError('InvalidColumnNameException', '"%s" contains a dot' % k, 4008)
         if x is None:
@@ -388,7 +388,7 @@ def check_object(col, v):
             col.members[k] = ty
         elif ty[0] != 'object' and known[0] != 'object':
             try:
-                cast(x, full(known))
+                v[k] = x = cast(x, full(known))
             except CastError:
                 raise SqlError('SQLParseException', "Cannot cast value `%s` to type `%s`"
                                % (shown(x), type_name(full(known))), 4000) from None
