@@ -351,8 +351,11 @@ CREATE FUNCTION worker_status(OUT target text, OUT target_version text, OUT pid 
 	AS 'MODULE_PATHNAME', 'crate_sync_worker_status' LANGUAGE C STRICT;
 COMMENT ON FUNCTION worker_status() IS 'what this database''s worker says of itself';
 
+-- keys are values of a table: for those who may read it
 CREATE VIEW failed_rows AS
-	SELECT f.failed_id, m.relid, n.nspname AS schemaname, c.relname, f.key, f.action,
+	SELECT f.failed_id, m.relid, n.nspname AS schemaname, c.relname,
+		   CASE WHEN has_table_privilege(m.relid, 'SELECT') AND NOT row_security_active(m.relid)
+			THEN f.key END AS key, f.action,
 		   f.error_code, f.error_message, f.attempts, f.first_failed_time, f.last_failed_time
 	FROM crate_sync.failed f
 		JOIN crate_sync.mirror m USING (mirror_id)
@@ -361,7 +364,9 @@ CREATE VIEW failed_rows AS
 COMMENT ON VIEW failed_rows IS 'keys whose rows could not be pushed, with the target''s words';
 
 CREATE VIEW differences AS
-	SELECT m.relid, n.nspname AS schemaname, c.relname, d.key, d.kind, d.columns, d.found_time
+	SELECT m.relid, n.nspname AS schemaname, c.relname,
+		   CASE WHEN has_table_privilege(m.relid, 'SELECT') AND NOT row_security_active(m.relid)
+			THEN d.key END AS key, d.kind, d.columns, d.found_time
 	FROM crate_sync.difference d
 		JOIN crate_sync.mirror m USING (mirror_id)
 		JOIN pg_catalog.pg_class c ON c.oid = m.relid
@@ -499,6 +504,29 @@ REVOKE ALL ON FUNCTION add_table(regclass, text, name[], text, name, jsonb, bool
 	benchmark_chart(int, int), wait_for_sync(regclass, interval),
 	queue_stats(boolean), worker_status(),
 	preview(regclass, name[], name, jsonb), get_target_ddl(regclass) FROM PUBLIC;
+
+-- what ALTER DEFAULT PRIVILEGES gave away: whoever can write the catalog acts as any table's owner
+DO $$
+DECLARE
+	grantee pg_catalog.text;
+BEGIN
+	FOR grantee IN
+		SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END
+		FROM (SELECT nspowner, nspacl FROM pg_catalog.pg_namespace WHERE nspname = 'crate_sync'
+			  UNION ALL SELECT c.relowner, c.relacl FROM pg_catalog.pg_class c
+				JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'crate_sync'
+			  UNION ALL SELECT p.proowner, p.proacl FROM pg_catalog.pg_proc p
+				JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'crate_sync') AS o (owner, acl),
+			pg_catalog.aclexplode(o.acl) AS a
+		WHERE a.grantee <> o.owner
+	LOOP
+		EXECUTE 'REVOKE ALL ON SCHEMA crate_sync FROM ' || grantee || ' CASCADE';
+		EXECUTE 'REVOKE ALL ON ALL TABLES IN SCHEMA crate_sync FROM ' || grantee || ' CASCADE';
+		EXECUTE 'REVOKE ALL ON ALL SEQUENCES IN SCHEMA crate_sync FROM ' || grantee || ' CASCADE';
+		EXECUTE 'REVOKE ALL ON ALL FUNCTIONS IN SCHEMA crate_sync FROM ' || grantee || ' CASCADE';
+	END LOOP;
+END $$;
+
 GRANT USAGE ON SCHEMA crate_sync TO pg_monitor;
 GRANT SELECT ON status, tables, progress, failed_rows, differences, benchmark_results TO pg_monitor;
 GRANT EXECUTE ON FUNCTION queue_stats(boolean), worker_status(), wait_for_sync(regclass, interval),

@@ -40,6 +40,8 @@
 #define BEAT_INTERVAL_MS 5000
 /* who has not been heard for that long is not alive */
 #define BEAT_SILENCE_MS (3 * BEAT_INTERVAL_MS)
+/* more than anyone counts without being heard at the target */
+#define BEAT_TAKEOVER 1000000
 
 enum
 {
@@ -86,11 +88,10 @@ static int64 our_timeline = 0;
 /* what is known of the target */
 static bool table_ready = false;
 static int64 beat_epoch = 0;	/* of our own lane of the claim table, see beat_lane() */
-static bool target_is_older = false;	/* it was restored from a backup */
-static bool beat_checked = false;
 
 /* another's beat that is being watched */
 static int64 watched_beat = -1;
+static int64 last_beat_found = 0;	/* of the place that a claim named */
 static TimestampTz watched_since = 0;
 
 static TimestampTz next_beat = 0;
@@ -151,8 +152,6 @@ claim_forget(void)
 {
 	table_ready = false;
 	beat_epoch = 0;
-	target_is_older = false;
-	beat_checked = false;
 	watched_beat = -1;
 	next_beat = 0;
 }
@@ -212,10 +211,11 @@ static bool
 ensure_claim_table(TargetResult *res)
 {
 	bool		created = false;
+	bool		altered = false;
 
 	if (table_ready)
 		return true;
-	the_target->ops->ensure_table(the_target, &claim_target, &created, res);
+	the_target->ops->ensure_table(the_target, &claim_target, &created, &altered, res);
 	if (res->outcome != TARGET_OK)
 		return false;
 	table_ready = true;
@@ -288,7 +288,8 @@ claim_request(TargetRequestKind kind, RowSet *rows, int lane, int64 epoch, Targe
 	req.epoch = epoch;
 	req.rows = rows;
 	req.hi = rows->nrows;
-	/* a load keeps all connections at work: the next that is free is ours */
+	/* a load keeps all connections at work, a table in trouble for long */
+	req.beside = true;
 	while (!the_target->ops->submit(the_target, &req))
 	{
 		if (GetCurrentTimestamp() > deadline)
@@ -348,6 +349,21 @@ raise_claim_fence(int lane, int64 *epoch, TargetResult *res)
 }
 
 /*
+ * The target is older than we left it: what has arrived since is gone.  That is
+ * written down before the next beat covers it up.
+ */
+static void
+target_was_restored(int64 found)
+{
+	ereport(LOG,
+			(errmsg("crate_sync: the target is older than it was left: all tables are resynced")));
+	load_all_again();
+	state_ack(true);
+	beat_acked = found;
+	next_beat = 0;
+}
+
+/*
  * The claim is by this very database as far as names go: is it we, or a copy
  * of us?
  */
@@ -361,14 +377,14 @@ judge_own_name(const Claim *claim, TargetResult *res)
 	if (!fetch_claim(beat_key(our_token, claim->cell[C_PLACE]), &beat, res))
 		return CLAIM_TROUBLE;
 	found = beat.found ? strtoll(beat.cell[C_BEAT], NULL, 10) : 0;
+	last_beat_found = found;
 
 	if (strcmp(claim->cell[C_PLACE], our_place) == 0)
 	{
 		/* our own place: all that it can be is older than we left it */
-		if (found < beat_acked && !beat_checked)
-			target_is_older = true;
-		beat_checked = true;
-		return target_is_older ? CLAIM_OURS_AGAIN : CLAIM_OURS;
+		if (found < beat_acked)
+			target_was_restored(found);
+		return CLAIM_OURS;
 	}
 
 	if (watched_beat != found)
@@ -381,8 +397,11 @@ judge_own_name(const Claim *claim, TargetResult *res)
 	}
 	if (now < TimestampTzPlusMilliseconds(watched_since, BEAT_SILENCE_MS))
 		return CLAIM_WAIT;
-	/* promoted, recovered or moved; whoever was there may have gone on a little */
-	if (our_timeline > strtoll(claim->cell[C_TIMELINE], NULL, 10) || found <= our_beat)
+	/* promoted or recovered; whoever was there may have gone on a little */
+	if (our_timeline > strtoll(claim->cell[C_TIMELINE], NULL, 10))
+		return CLAIM_OURS_AGAIN;
+	/* moved; one that was taken over from misses BEAT_TAKEOVER beats */
+	if (our_timeline == strtoll(claim->cell[C_TIMELINE], NULL, 10) && found <= our_beat)
 		return CLAIM_OURS_AGAIN;
 	return CLAIM_FOREIGN;
 }
@@ -433,6 +452,11 @@ claim_table(SyncTable *st, char **who, TargetResult *res)
 			(now.found && (strcmp(now.cell[C_TOKEN], claim.cell[C_TOKEN]) != 0 ||
 						   strcmp(now.cell[C_PLACE], claim.cell[C_PLACE]) != 0)))
 			return CLAIM_WAIT;
+		if (claim.found && strcmp(claim.cell[C_TOKEN], our_token) == 0 &&
+			strcmp(claim.cell[C_PLACE], our_place) != 0)
+			our_beat = Max(our_beat, last_beat_found + BEAT_TAKEOVER);
+		if (claim.found && strcmp(claim.cell[C_PLACE], our_place) != 0)
+			beat_acked = 0;		/* none at this place yet */
 		if (!write_claim(key, 0, epoch, res))
 			return CLAIM_TROUBLE;
 		next_beat = 0;			/* say at once that this is our place */
@@ -458,7 +482,7 @@ claim_is_still_ours(SyncTable *st)
 }
 
 void
-claim_release(const char *schema, const char *name, TargetResult *res)
+claim_release(const char *schema, const char *name, bool *foreign, TargetResult *res)
 {
 	RowSet	   *rs = rowset_create(CurrentMemoryContext, 1);
 	Claim		claim;
@@ -466,8 +490,14 @@ claim_release(const char *schema, const char *name, TargetResult *res)
 	char	   *key = table_key(schema, name);
 
 	memset(res, 0, sizeof(TargetResult));
-	if (ensure_claim_table(res) && fetch_claim(key, &claim, res) && claim.found &&
-		strcmp(claim.cell[C_TOKEN], our_token) == 0 && raise_claim_fence(0, &epoch, res))
+	*foreign = false;
+	if (!ensure_claim_table(res) || !fetch_claim(key, &claim, res) || !claim.found)
+		;
+	else if (strcmp(claim.cell[C_SYSTEM], our_system) != 0 ||
+			 strcmp(claim.cell[C_DATABASE], our_database) != 0 ||
+			 strcmp(claim.cell[C_PLACE], our_place) != 0)
+		*foreign = true;
+	else if (raise_claim_fence(0, &epoch, res))
 	{
 		put_text(rs, 0, key);
 		rowset_end_row(rs);
@@ -481,12 +511,14 @@ claim_heartbeat(void)
 {
 	TargetResult res;
 	TimestampTz now = GetCurrentTimestamp();
-	Oid			types[1] = {INT8OID};
-	Datum		values[1] = {Int64GetDatum(beat_acked)};
+	Oid			types[2] = {INT8OID, INT8OID};
+	Datum		values[2] = {Int64GetDatum(beat_acked), Int64GetDatum(our_beat + 1)};
 	bool		any = false;
+	char	   *key;
+	Claim		last;
 	dlist_iter	it;
 
-	if (now < next_beat || !table_ready)
+	if (now < next_beat)
 		return;
 	dlist_foreach(it, &sync_tables)
 	{
@@ -497,12 +529,26 @@ claim_heartbeat(void)
 	if (!any)
 		return;
 
+	/* nobody else writes this one: if it is older, so is all that is there */
+	key = beat_key(our_token, our_place);
+	memset(&res, 0, sizeof(res));
+	if (!ensure_claim_table(&res) || !fetch_claim(key, &last, &res))
+	{
+		next_beat = TimestampTzPlusMilliseconds(now, 1000);
+		return;
+	}
+	if (last.found && strtoll(last.cell[C_BEAT], NULL, 10) < beat_acked)
+	{
+		target_was_restored(strtoll(last.cell[C_BEAT], NULL, 10));
+		values[0] = Int64GetDatum(beat_acked);
+	}
+
 	/* here first: whoever is copied from us later knows of fewer beats */
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	SPI_execute_with_args("UPDATE crate_sync.worker_state SET beat = beat + 1, beat_acked = $1",
-						  1, types, values, NULL, false, 0);
+	SPI_execute_with_args("UPDATE crate_sync.worker_state SET beat = $2, beat_acked = $1",
+						  2, types, values, NULL, false, 0);
 	SPI_finish();
 	PopActiveSnapshot();
 	ForceSyncCommit();
@@ -511,13 +557,13 @@ claim_heartbeat(void)
 
 	memset(&res, 0, sizeof(res));
 	if ((beat_epoch != 0 || raise_claim_fence(beat_lane(), &beat_epoch, &res)) &&
-		write_claim(beat_key(our_token, our_place), beat_lane(), beat_epoch, &res))
+		write_claim(key, beat_lane(), beat_epoch, &res))
 		beat_acked = our_beat;
 	else
 		beat_epoch = 0;
-	if (res.outcome == TARGET_BUSY)
+	if (res.outcome == TARGET_BUSY && strcmp(res.code, "fence") != 0)
 	{
-		/* a copy of us is alive too: who of us may write? */
+		/* a copy of us is alive too, or the target was restored: who of us may write? */
 		dlist_foreach(it, &sync_tables)
 			dlist_container(SyncTable, node, it.cur)->target_ready = false;
 	}

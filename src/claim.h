@@ -38,8 +38,8 @@ extern bool claim_is_still_ours(SyncTable *st);
 /* names this writer; the same for its whole life */
 extern const char *claim_token(void);
 
-/* gives a claim back */
-extern void claim_release(const char *schema, const char *name, TargetResult *res);
+/* gives a claim back; foreign: it is another's, a copy's original's for instance */
+extern void claim_release(const char *schema, const char *name, bool *foreign, TargetResult *res);
 
 /* shows that we are alive, every few seconds; call outside of transactions */
 extern void claim_heartbeat(void);

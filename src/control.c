@@ -274,7 +274,8 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 		MemoryContextReset(cxt);
 		look_at_sync(&w);
 		db = live_database(MyDatabaseId, false);
-		if (!w.chunks_left && !w.loading)
+		/* a stopped table may lack what nobody has queued yet */
+		if (!w.chunks_left && !w.loading && w.in_error == NULL)
 		{
 			/* all has arrived: now it has to be seen by searches too */
 			if (refresh == 0 && db != NULL && live != NULL)

@@ -125,6 +125,7 @@ detach_check(void)
 	int64		bytes = 0;
 	SyncTable  *st = NULL;
 	double		most = 0;
+	double		live = 0;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -148,6 +149,16 @@ detach_check(void)
 	if (cs_queue_full_action != QUEUE_FULL_DETACH)
 		return;
 
+	/*
+	 * The files may be large for what was in them: they are emptied once
+	 * nothing of other tables is left there, which detaching those would not
+	 * make any sooner.
+	 */
+	for (int i = 0; i < f.n; i++)
+		live += f.bytes[i];
+	if (live <= (double) cs_max_queue_size * 1024 * 1024)
+		return;
+
 	for (int i = 0; i < f.n; i++)
 	{
 		SyncTable  *candidate = state_find(f.relid[i]);
@@ -168,13 +179,13 @@ detach_check(void)
 					st->def->schemaname, st->def->relname)));
 	state_forget_work(st);
 	load_detach(st);
+	state_ack(true);			/* what it is, before anything is missed */
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	run_on_relid("INSERT INTO crate_sync.detached (relid) VALUES ($1) ON CONFLICT DO NOTHING", st->relid);
 	invalidate_tree(st->relid);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
-	state_ack(true);			/* what it is, before its keys go */
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -190,6 +201,9 @@ detach_reattach(SyncTable *st)
 
 	if (!load_is_detached(st))
 		return false;
+	/* a target that does not take as much as a fence takes no rows either */
+	if (!st->attached_again && !lanes_fence(st))
+		return true;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -232,6 +246,6 @@ detach_reattach(SyncTable *st)
 		return true;
 
 	st->attached_again = false;
-	load_begin(st, "full");
+	load_need(st, "full");
 	return false;
 }

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * elevate.c
- *		Acting as the extension, after the caller's right was checked.
+ *		Acting as the extension, after the caller's right was checked; and as
+ *		a table's owner, where code of his may run.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,5 +26,20 @@ void
 descend(const Elevation *e)
 {
 	AtEOXact_GUC(true, e->guc_level);
+	SetUserIdAndSecContext(e->userid, e->sec_context);
+}
+
+void
+become_owner(Elevation *e, Oid owner)
+{
+	GetUserIdAndSecContext(&e->userid, &e->sec_context);
+	SetUserIdAndSecContext(owner, e->sec_context | SECURITY_RESTRICTED_OPERATION);
+	e->guc_level = NewGUCNestLevel();
+}
+
+void
+be_oneself(const Elevation *e)
+{
+	AtEOXact_GUC(false, e->guc_level);
 	SetUserIdAndSecContext(e->userid, e->sec_context);
 }

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * elevate.h
- *		Acting as the extension, after the caller's right was checked.
+ *		Acting as the extension, after the caller's right was checked; and as
+ *		a table's owner, where code of his may run.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,5 +25,14 @@ typedef struct Elevation
  */
 extern void elevate(Elevation *e);
 extern void descend(const Elevation *e);
+
+/*
+ * Between the two, code of a table's owner may run: as that owner, in a
+ * restricted operation; whatever settings it changes are as before at the
+ * end, or search_path would be its to choose for what we run later.  Errors
+ * as above.
+ */
+extern void become_owner(Elevation *e, Oid owner);
+extern void be_oneself(const Elevation *e);
 
 #endif							/* CRATE_SYNC_ELEVATE_H */

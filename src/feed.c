@@ -179,7 +179,7 @@ take_chunk(QueueChunk *chunk, void *arg)
 		/* keys of a former layout name nothing: look at all rows */
 		if (!load_is_detached(st) &&
 			(st->phase != LOAD_ROWS || strcmp(st->load_mode, "full") != 0 || st->load_pos != 0))
-			load_begin(st, "full");
+			load_need(st, "full");
 	}
 	else
 	{

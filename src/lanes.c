@@ -23,6 +23,15 @@
 /* that many refused in a row, none taken in between: it is not the rows */
 #define PARK_LIMIT 100
 
+/* failures in a row after which it is the table that is in trouble */
+#define BUSY_LIMIT 6
+#define LOST_LIMIT 3
+#define SUSPECT_LIMIT 3
+#define FENCE_LIMIT 20
+
+/* ms after which a request is slow */
+#define SLOW_REQUEST 2000
+
 static uint64 current_read = 1;
 
 /* ---------------------------------------------------------------------
@@ -188,6 +197,7 @@ push_segment(Batch *batch, TargetRequestKind kind, int lo, int hi, bool explain)
 	seg->lo = lo;
 	seg->hi = hi;
 	seg->explain = explain;
+	seg->suspected = 0;
 }
 
 static void
@@ -361,16 +371,21 @@ lane_raise_fence(Lane *lane)
 			return false;
 		}
 		lane->epoch = epoch;
+		lane->fence_tries = 0;
 		return true;
 	}
 	if (res.outcome == TARGET_REFUSED_ALL || res.outcome == TARGET_UNREACHABLE ||
 		res.outcome == TARGET_UNKNOWN)
 		target_trouble(res.outcome, res.code, res.message);
-	else if (res.outcome == TARGET_BUSY)
-		lane_retry_later(lane);
+	else if (res.outcome != TARGET_BUSY)
+		table_trouble(st, res.code, res.message, NULL);
+	else if (++lane->fence_tries >= FENCE_LIMIT)
+	{
+		lane->fence_tries = 0;
+		table_trouble(st, res.code, res.message, NULL);
+	}
 	else
-		table_trouble(st, res.code, res.message,
-					  "The target's fence table could not be written; see crate_sync's rights there.");
+		lane->retry_at = backoff(Min(lane->fence_tries, 3));
 	return false;
 }
 
@@ -429,6 +444,7 @@ lanes_dispatch(SyncTable *st, bool input_idle)
 				lane_seal(lane);
 			}
 			lane->current = dlist_container(Batch, node, dlist_pop_head_node(&lane->sealed));
+			lane->current->ready_no = st->ready_no;
 			lane->nsealed--;
 		}
 		batch = lane->current;
@@ -470,6 +486,7 @@ lanes_dispatch(SyncTable *st, bool input_idle)
 		if (!the_target->ops->submit(the_target, &lane->req))
 			return sent;		/* no connection is free */
 		lane->busy = true;
+		lane->sent_at = now;
 		st->n_submitted++;
 		sent = true;
 	}
@@ -492,7 +509,24 @@ failed_key_known(const SyncTable *st, const char *target_key, int len)
 	return st->failed != NULL && keymap_lookup(st->failed, key_hash(target_key, len)) != NULL;
 }
 
-/* the rows of a segment that has arrived leave failed_rows, if they are there */
+/* a row leaves failed_rows, if it is there */
+void
+unpark_row(SyncTable *st, const char *target_key, int len)
+{
+	MemoryContext oldcxt;
+	ParkedRow  *arrived;
+
+	if (!failed_key_known(st, target_key, len))
+		return;
+	oldcxt = MemoryContextSwitchTo(st->cxt);
+	arrived = palloc0(sizeof(ParkedRow));
+	/* the hash may lie: the statement that removes it compares the key */
+	arrived->target_key = pnstrdup(target_key, len);
+	st->parked = lappend(st->parked, arrived);
+	MemoryContextSwitchTo(oldcxt);
+}
+
+/* the rows of a segment that has arrived leave failed_rows */
 static void
 unpark_arrived(SyncTable *st, Batch *batch, const BatchSegment *seg)
 {
@@ -504,23 +538,11 @@ unpark_arrived(SyncTable *st, Batch *batch, const BatchSegment *seg)
 	initStringInfo(&key);
 	for (int row = seg->lo; row < seg->hi; row++)
 	{
-		uint64		hash;
-
 		if (rs->dead != NULL && rs->dead[row])
 			continue;
 		resetStringInfo(&key);
 		batch_row_key(st, batch, seg->kind == TARGET_DELETE, row, &key);
-		hash = key_hash(key.data, key.len);
-		if (keymap_lookup(st->failed, hash) != NULL)
-		{
-			MemoryContext oldcxt = MemoryContextSwitchTo(st->cxt);
-			ParkedRow  *arrived = palloc0(sizeof(ParkedRow));
-
-			/* the hash may lie: the statement that removes it compares the key */
-			arrived->target_key = pnstrdup(key.data, key.len);
-			st->parked = lappend(st->parked, arrived);
-			MemoryContextSwitchTo(oldcxt);
-		}
+		unpark_row(st, key.data, key.len);
 	}
 	pfree(key.data);
 }
@@ -538,7 +560,8 @@ park_row(SyncTable *st, const char *target_key, int keylen, const char *packed, 
 	row->packed_len = packed_len;
 	row->action = action;
 	strlcpy(row->code, code ? code : "", sizeof(row->code));
-	row->message = pstrdup(message ? message : "refused without a reason");
+	row->message = message ? target_clean_text(message, strlen(message)) :
+		pstrdup("refused without a reason");
 	st->parked = lappend(st->parked, row);
 	st->n_failed++;
 	st->dirty = true;
@@ -603,30 +626,63 @@ lane_split(Lane *lane)
 }
 
 /*
- * A row alone was dropped and no reason given.  A blocked table does that
- * too: so it is the row's fault only if another one of its batch goes through.
+ * Before a row is blamed: does the target table still fit, and is all of it
+ * there?  True if that was seen since the batch began; else it is looked at
+ * now, and the request repeated.
+ */
+static bool
+table_was_checked(Lane *lane)
+{
+	SyncTable  *st = lane->table;
+
+	if (st->ready_no != lane->current->ready_no)
+		return true;
+	st->target_ready = false;
+	return false;
+}
+
+/*
+ * A row alone was refused in a way that need not be its fault: dropped
+ * without a reason, as a blocked table does too, or the target failed over
+ * it.  It is the row's fault only if it is refused again after another one has gone
+ * through; else it is the table that is in trouble.
  */
 static void
-lane_dropped(Lane *lane)
+lane_suspect(Lane *lane, const char *code, const char *message)
 {
+	SyncTable  *st = lane->table;
 	Batch	   *batch = lane->current;
 	BatchSegment *seg = &batch->segments[batch->nsegments - 1];
+	uint64		arrived = st->n_arrived[seg->kind];
+	int			other = 0;
 
-	if (batch->passed)
-		lane_park(lane, seg, "dropped", "the target dropped the row without a reason");
-	else if (batch->suspects++ < PARK_LIMIT && batch->nsegments > 1)
+	if (!table_was_checked(lane))
+		return;
+	if (seg->suspected != 0 && arrived >= seg->suspected)
 	{
-		/* ask the others first */
-		BatchSegment suspect = *seg;
-
-		memmove(batch->segments + 1, batch->segments,
-				sizeof(BatchSegment) * (batch->nsegments - 1));
-		batch->segments[0] = suspect;
+		lane_park(lane, seg, code, message);
+		return;
 	}
+	if (seg->suspected == 0)
+		seg->suspected = arrived + 1;
+
+	while (other < batch->nsegments - 1 &&
+		   (batch->segments[other].suspected != 0 || batch->segments[other].kind != seg->kind))
+		other++;
+	if (batch->suspects < PARK_LIMIT && other < batch->nsegments - 1)
+	{
+		/* ask another one first, far away: perhaps only this corner is bad */
+		BatchSegment far = batch->segments[other];
+
+		batch->suspects++;
+		memmove(batch->segments + other, batch->segments + other + 1,
+				sizeof(BatchSegment) * (batch->nsegments - 1 - other));
+		batch->segments[batch->nsegments - 1] = far;
+	}
+	else if (batch->suspects < PARK_LIMIT && lane->attempts < SUSPECT_LIMIT)
+		lane_retry_later(lane); /* other lanes may have something that arrives */
 	else
-		table_trouble(lane->table, "dropped",
-					  "the target drops rows without a reason",
-					  "Is the table there blocked, or the disk nearly full?");
+		table_trouble(st, code, message, NULL);
 }
 
 static void
@@ -670,8 +726,8 @@ lane_complete(Lane *lane)
 				lane->delete_tries = 0;
 				unpark_arrived(st, batch, seg);
 				batch->nsegments--;
-				/* a table may take deletes and no rows */
-				batch->passed |= seg->kind == TARGET_UPSERT;
+				batch->suspects = 0;
+				st->n_arrived[seg->kind]++;
 			}
 			else if (seg->kind == TARGET_DELETE)
 			{
@@ -712,16 +768,25 @@ lane_complete(Lane *lane)
 				else if (!seg->explain)
 					seg->explain = true;
 				else
-					lane_dropped(lane);
+					lane_suspect(lane, "dropped", "the target drops rows without a reason");
 			}
 			break;
 
 		case TARGET_REFUSED_ROWS:
-			lane->attempts = 0;
-			if (single && strcmp(req->code, "dropped") == 0)
-				lane_dropped(lane);
-			else if (single)
+			if (!single)
+				lane_split(lane);
+			else if (strcmp(req->code, "dropped") == 0)
+				lane_suspect(lane, req->code, req->message);
+			else if (table_was_checked(lane))
+			{
+				lane->attempts = 0;
 				lane_park(lane, seg, req->code, req->message);
+			}
+			break;
+
+		case TARGET_FAILED:
+			if (single)
+				lane_suspect(lane, req->code, req->message);
 			else
 				lane_split(lane);
 			break;
@@ -745,21 +810,55 @@ lane_complete(Lane *lane)
 		case TARGET_UNREACHABLE:
 			lane_retry_later(lane);
 			lane->retry_at = 0;	/* when the target is back */
-			target_trouble(req->outcome, req->code, req->message);
+			/* the target answers all but this table's requests: no one else's trouble */
+			if (req->outcome == TARGET_UNREACHABLE &&
+				(st->error_message != NULL || lane->attempts > LOST_LIMIT))
+				table_trouble(st, req->code, req->message, NULL);
+			else
+				target_trouble(req->outcome, req->code, req->message);
 			break;
 
 		case TARGET_BUSY:
 			lane_retry_later(lane);
+			if (lane->attempts > 1 && table_was_checked(lane) && lane->attempts >= BUSY_LIMIT)
+				table_trouble(st, req->code, req->message, NULL);
 			break;
 
 		case TARGET_UNKNOWN:
 			lane->epoch = 0;	/* fence before anything newer */
 			lane_retry_later(lane);
-			if (lane->attempts > 1)
+			if (st->error_message != NULL || lane->attempts >= LOST_LIMIT)
+				table_trouble(st, req->code, req->message, NULL);
+			else if (lane->attempts > 1)
 				target_trouble(req->outcome, req->code, req->message);
 			break;
 	}
 	target_request_reset(req);
+}
+
+/*
+ * A table that has lost a part of itself keeps requests for a minute, and
+ * with them connections that others need: find out earlier.
+ */
+void
+lanes_watch(SyncTable *st)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TargetResult res;
+	int			i = 0;
+
+	if (the_target->ops->reachable == NULL || now < st->watch_at)
+		return;
+	while (i < st->nlanes && !(st->lanes[i].busy &&
+							   now > TimestampTzPlusMilliseconds(st->lanes[i].sent_at, SLOW_REQUEST)))
+		i++;
+	if (i == st->nlanes)
+		return;
+	memset(&res, 0, sizeof(res));
+	the_target->ops->reachable(the_target, &st->def->target, &res);
+	st->watch_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SLOW_REQUEST);
+	if (res.outcome == TARGET_REFUSED_TABLE)
+		table_trouble(st, res.code, res.message, NULL);
 }
 
 /* takes in the requests that are done; true if there were any */

@@ -215,6 +215,7 @@ crate_sync_launcher_main(Datum arg)
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	worker_pin_settings();
 
 	live = live_attach();
 	if (live == NULL)

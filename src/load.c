@@ -21,6 +21,9 @@
 /* keys in a page of a sweep */
 #define SWEEP_KEYS 5000
 
+/* sweep_key while rows are loaded: rows may have to go once they are */
+#define SWEEP_WANTED "wanted"
+
 static void
 set_string(SyncTable *st, char **place, const char *value)
 {
@@ -115,6 +118,41 @@ load_begin(SyncTable *st, const char *mode)
 					st->def->schemaname, st->def->relname)));
 }
 
+/*
+ * A load without which the table is not whole, as changes may have been missed:
+ * whoever cancels it has an incomplete table.
+ */
+void
+load_need(SyncTable *st, const char *mode)
+{
+	st->loaded_once = false;
+	load_begin(st, mode);
+}
+
+/* nothing is known any more of what the target has, of any table */
+void
+load_all_again(void)
+{
+	dlist_iter	it;
+
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+		bool		rebuild = st->phase == LOAD_ROWS && st->load_mode != NULL &&
+			strcmp(st->load_mode, "rebuild") == 0;
+
+		if (!st->state_known || st->resync_done < 0 || load_is_detached(st))
+			continue;			/* it will be loaded anyway */
+		if (st->def != NULL)
+			load_begin(st, rebuild ? "rebuild" : "full");
+		else
+		{
+			set_string(st, &st->load_mode, rebuild ? "rebuild" : "full");
+			load_enter_phase(st, LOAD_ROWS);
+		}
+	}
+}
+
 void
 load_cancel(SyncTable *st)
 {
@@ -125,7 +163,7 @@ load_cancel(SyncTable *st)
 	if (st->load_mode != NULL && strcmp(st->load_mode, "rebuild") == 0)
 	{
 		/* the old table has missed what went to the new one */
-		load_begin(st, "full");
+		load_need(st, "full");
 		return;
 	}
 	load_enter_phase(st, LOAD_NONE);
@@ -150,6 +188,7 @@ load_detach(SyncTable *st)
 	load_enter_phase(st, LOAD_NONE);
 	set_string(st, &st->load_mode, LOAD_MODE_DETACHED);
 	st->attached_again = false;
+	st->target_ready = false;	/* to be seen anew before it is captured again */
 }
 
 /* after TRUNCATE, or when keys were lost: rows may have to go */
@@ -163,13 +202,15 @@ load_want_sweep(SyncTable *st)
 		/* every row is on its way anyway; the sweep comes behind */
 		if (strcmp(st->load_mode, "initial") == 0)
 			set_string(st, &st->load_mode, "full");
-		else if (strcmp(st->load_mode, "upsert") == 0)
-			st->sweep_wanted = true;
+		else if (st->sweep_key == NULL)
+			set_string(st, &st->sweep_key, SWEEP_WANTED);
+		st->urgent = true;
 	}
 	else if (st->phase == LOAD_SWEEP)
 		load_enter_phase(st, LOAD_SWEEP);	/* from the start */
 	else
-		load_begin(st, "sweep");
+		load_need(st, "sweep");
+	st->loaded_once = false;
 	st->dirty = true;
 }
 
@@ -305,13 +346,10 @@ load_pass_done(SyncTable *st, Pass *pass)
 		st->load_pos = pass->load_pos;
 		if (!pass->last)
 			return;
-		if (strcmp(st->load_mode, "full") == 0 || st->sweep_wanted)
-		{
-			st->sweep_wanted = false;
-			load_enter_phase(st, LOAD_SWEEP);
-		}
-		else if (strcmp(st->load_mode, "rebuild") == 0)
+		if (strcmp(st->load_mode, "rebuild") == 0)
 			st->swap_wanted = true;
+		else if (strcmp(st->load_mode, "full") == 0 || st->sweep_key != NULL)
+			load_enter_phase(st, LOAD_SWEEP);
 		else
 			finish(st);
 	}
@@ -327,6 +365,10 @@ load_pass_done(SyncTable *st, Pass *pass)
 void
 load_swapped(SyncTable *st)
 {
+	bool		sweep = st->sweep_key != NULL;
+
 	st->swap_wanted = false;
 	finish(st);
+	if (sweep)
+		load_need(st, "sweep"); /* rows of before a TRUNCATE came along */
 }

@@ -18,7 +18,9 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "elevate.h"
 #include "executor/spi.h"
+#include "mb/pg_wchar.h"
 #include "mirror.h"
 #include "nodes/nodeFuncs.h"
 #include "nodes/parsenodes.h"
@@ -259,19 +261,16 @@ filter_expression(const char *filter)
 	return res->val;
 }
 
-/*
- * Does reading a literal of this type run code of users'?  That of domains
- * does, by their checks, alone or within row, range or array types.
- */
-static bool
-literal_runs_code(Oid typid)
+bool
+mirror_input_runs_code(Oid typid)
 {
-	Oid			elemtype = get_element_type(typid);
+	Oid			elemtype;
 
-	if (OidIsValid(elemtype))
-		return literal_runs_code(elemtype);
 	if (typid < FirstNormalObjectId)
 		return false;
+	elemtype = get_element_type(typid);
+	if (OidIsValid(elemtype))
+		return mirror_input_runs_code(elemtype);
 	switch (get_typtype(typid))
 	{
 		case TYPTYPE_BASE:		/* only superusers make them */
@@ -287,7 +286,7 @@ literal_walker(Node *node, void *context)
 {
 	if (node == NULL)
 		return false;
-	if (IsA(node, Const) && literal_runs_code(((Const *) node)->consttype))
+	if (IsA(node, Const) && mirror_input_runs_code(((Const *) node)->consttype))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot use a literal of type %s in a row filter",
@@ -376,20 +375,17 @@ char *
 mirror_check_filter(Relation rel, const char *filter, bool stored)
 {
 	ErrorContextCallback cb = {.callback = filter_error_context, .arg = (void *) filter};
-	Oid			save_userid;
-	int			save_sec_context;
+	Elevation	e;
 	char	   *result;
 
-	GetUserIdAndSecContext(&save_userid, &save_sec_context);
-	SetUserIdAndSecContext(rel->rd_rel->relowner,
-						   save_sec_context | SECURITY_RESTRICTED_OPERATION);
+	become_owner(&e, rel->rd_rel->relowner);
 	cb.previous = error_context_stack;
 	error_context_stack = &cb;
 
 	result = filter_deparse(rel, filter, stored);
 
 	error_context_stack = cb.previous;
-	SetUserIdAndSecContext(save_userid, save_sec_context);
+	be_oneself(&e);
 	return result;
 }
 
@@ -623,6 +619,13 @@ check_target_table_name(const char *schema, const char *name)
 				 errmsg("target name \"%s.%s\" is too long", schema, name),
 				 errdetail("Schema and table together may have %d bytes.", MAX_TARGET_NAME),
 				 errhint("Choose another name with add_table's argument target.")));
+	if (strlen(name) >= strlen(REBUILD_SUFFIX) &&
+		strcmp(name + strlen(name) - strlen(REBUILD_SUFFIX), REBUILD_SUFFIX) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_RESERVED_NAME),
+				 errmsg("target name \"%s\" is reserved", name),
+				 errdetail("A table is called so while crate_sync rebuilds it."),
+				 errhint("Choose another name with add_table's argument target.")));
 	for (int i = 0; i < lengthof(reserved); i++)
 	{
 		if (strcmp(schema, reserved[i]) == 0)
@@ -652,6 +655,19 @@ bad_column_name(const char *name)
 	if (strpbrk(name, ".[\t\r\n") != NULL)
 		return "It has a dot, an opening bracket, a tab or a line break in it.";
 	return NULL;
+}
+
+/* the target is told names in UTF-8: an error, if that cannot say this one */
+static void
+check_name_encoding(const char *name)
+{
+	if (GetDatabaseEncoding() == PG_SQL_ASCII &&
+		!pg_verify_mbstr(PG_UTF8, name, strlen(name), true))
+		ereport(ERROR,
+				(errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
+				 errmsg("name \"%s\" is not valid UTF-8", name),
+				 errdetail("The target is told names in UTF-8.")));
+	(void) pg_server_to_any(name, strlen(name), PG_UTF8);
 }
 
 static void
@@ -1016,6 +1032,8 @@ mirror_resolve(Relation rel, MirrorSpec *spec)
 							 strcmp(table->schemaname, "public") == 0 ? "doc" :
 							 table->schemaname);
 	target->name = pstrdup(spec->target_table ? spec->target_table : table->relname);
+	check_name_encoding(target->schema);
+	check_name_encoding(target->name);
 	check_target_table_name(target->schema, target->name);
 	target->qualified = psprintf("%s.%s", target_quote_ident(target->schema),
 								 target_quote_ident(target->name));
@@ -1047,12 +1065,21 @@ mirror_resolve(Relation rel, MirrorSpec *spec)
 		col->typid = att->atttypid;
 		col->typmod = att->atttypmod;
 		tcol->key = name_in_list(key, col->name);
+		if (tcol->key && !OidIsValid(get_array_type(getBaseType(col->typid))))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot look rows up by key column \"%s\" of type %s", col->name,
+							format_type_be(col->typid)),
+					 errhint("Give the table a primary key of other types.")));
 		types_map(col->name, col->typid, col->typmod, tcol->key,
 				  option_lookup(opt.types, col->name), &col->map);
 
 		tcol->name = option_lookup(opt.rename, col->name);
 		if (tcol->name == NULL)
 			tcol->name = pstrdup(col->name);
+		/* the source's own name is in failed_rows and differences */
+		check_name_encoding(col->name);
+		check_name_encoding(tcol->name);
 		check_target_column_name(col->name, tcol->name);
 		for (int j = 0; j < i; j++)
 		{

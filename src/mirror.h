@@ -16,6 +16,9 @@
 #include "utils/jsonb.h"
 #include "utils/rel.h"
 
+/* what a target table is called while it is rebuilt; no other may be */
+#define REBUILD_SUFFIX "__crate_sync_new"
+
 typedef struct MirrorColumn
 {
 	char	   *name;			/* in the source */
@@ -85,6 +88,12 @@ extern List *mirror_find_key(Relation rel);
  * stored: it is in that form already.
  */
 extern char *mirror_check_filter(Relation rel, const char *filter, bool stored);
+
+/*
+ * Does reading a literal of this type run code of users'?  That of domains
+ * does, by their checks, alone or within row, range or array types.
+ */
+extern bool mirror_input_runs_code(Oid typid);
 
 /* the specs in the catalog, of one relation or (InvalidOid) all: List of
  * MirrorSpec *, in the current memory context */

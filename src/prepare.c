@@ -11,6 +11,7 @@
 #include "crate_sync.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "claim.h"
 #include "detach.h"
 #include "executor/spi.h"
@@ -20,8 +21,8 @@
 #include "verify.h"
 #include "worker.h"
 
-/* what a table is called while it is rebuilt */
-#define REBUILD_SUFFIX "__crate_sync_new"
+static TimestampTz next_removal = 0;
+static char removal_error[256];	/* why the first one in line is not done */
 
 /* what remove_table left to do there */
 void
@@ -33,18 +34,17 @@ process_removals(void)
 	char	   *schema = NULL;
 	char	   *table = NULL;
 	bool		drop = false;
+	bool		foreign = false;
 	TargetResult res;
-	static TimestampTz next = 0;
 
-	if (GetCurrentTimestamp() < next)
+	if (GetCurrentTimestamp() < next_removal)
 		return;
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	/* a table added again meanwhile keeps its target */
-	SPI_execute("SELECT removal_id, target_schema, target_table, drop_target AND NOT EXISTS "
-				"(SELECT FROM crate_sync.mirror m WHERE m.target_schema = r.target_schema "
-				"AND m.target_table = r.target_table) FROM crate_sync.removal r ORDER BY 1 LIMIT 1", true, 1);
+	/* a table added again meanwhile waits for it: see removal_pending() */
+	SPI_execute("SELECT removal_id, target_schema, target_table, drop_target "
+				"FROM crate_sync.removal ORDER BY 1 LIMIT 1", true, 1);
 	if (SPI_processed == 1)
 	{
 		id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
@@ -58,23 +58,27 @@ process_removals(void)
 	MemoryContextSwitchTo(oldcxt);
 	if (id == 0)
 	{
-		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), cs_interval);
+		next_removal = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), cs_interval);
 		return;
 	}
 
 	memset(&res, 0, sizeof(res));
-	claim_release(schema, table, &res);
+	claim_release(schema, table, &foreign, &res);
+	if (foreign)
+		target_result_error(&res, TARGET_REFUSED_TABLE, "claim", "another database writes it");
 	if (res.outcome == TARGET_OK)	/* what a rebuild may have left */
 		the_target->ops->drop_table(the_target, schema, psprintf("%s" REBUILD_SUFFIX, table), &res);
 	if (drop && res.outcome == TARGET_OK)
 		the_target->ops->drop_table(the_target, schema, table, &res);
 	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL ||
-		res.outcome == TARGET_BUSY || res.outcome == TARGET_UNKNOWN)
+		res.outcome == TARGET_BUSY || res.outcome == TARGET_UNKNOWN || res.outcome == TARGET_FAILED)
 	{
-		next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
+		strlcpy(removal_error, res.message ? res.message : "no reason given", sizeof(removal_error));
+		next_removal = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
 		return;
 	}
-	if (res.outcome != TARGET_OK)
+	removal_error[0] = '\0';
+	if (res.outcome != TARGET_OK && drop)
 		ereport(LOG, (errmsg("crate_sync: target table %s.%s could not be dropped: %s",
 							 schema, table, res.message)));
 	StartTransactionCommand();
@@ -205,12 +209,39 @@ fence_former_lanes(SyncTable *st)
 	return true;
 }
 
+/* has the user removed a table of that target name, and it is not done yet? */
+static bool
+removal_pending(SyncTable *st)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2];
+	bool		pending;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	values[0] = CStringGetTextDatum(st->spec.target_schema);
+	values[1] = CStringGetTextDatum(st->spec.target_table);
+	SPI_execute_with_args("SELECT FROM crate_sync.removal WHERE target_schema = $1 AND target_table = $2",
+						  2, types, values, NULL, true, 1);
+	pending = SPI_processed > 0;
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(oldcxt);
+	if (pending)
+		next_removal = 0;
+	return pending;
+}
+
 /* has the target's side ready, takes up what was asked for; false: not now */
 bool
 prepare_table(SyncTable *st)
 {
 	TargetResult res;
 	bool		created = false;
+	bool		altered = false;
 	bool		again = false;
 
 	if (st->in_error)
@@ -239,7 +270,18 @@ prepare_table(SyncTable *st)
 		if (GetCurrentTimestamp() < st->claim_retry_at)
 			return false;
 		memset(&res, 0, sizeof(res));
-		the_target->ops->ensure_table(the_target, &st->def->target, &created, &res);
+		if (removal_pending(st))
+		{
+			/* what was asked for first is done first */
+			if (removal_error[0] != '\0')
+				table_trouble(st, "removal",
+							  psprintf("its former target table is still to be dropped: %s", removal_error),
+							  NULL);
+			else
+				st->claim_retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 100);
+			return false;
+		}
+		the_target->ops->ensure_table(the_target, &st->def->target, &created, &altered, &res);
 		if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
 		{
 			target_trouble(res.outcome, res.code, res.message);
@@ -256,6 +298,7 @@ prepare_table(SyncTable *st)
 		for (int i = 0; i < st->nlanes; i++)
 			st->lanes[i].epoch = 0;
 		st->ready_time = GetCurrentTimestamp();
+		st->ready_no++;
 		worker_feed_soon();
 		if (created && !target_is_empty(st))
 			created = false;	/* it was there before us: what it has too much must go */
@@ -283,6 +326,8 @@ prepare_table(SyncTable *st)
 			set_target_name(st);
 			return prepare_table(st);
 		}
+		else if (strcmp(mode, "upsert") == 0 && !st->loaded_once && st->load_mode != NULL)
+			load_begin(st, "full"); /* more than that is due */
 		else
 			load_begin(st, created && strcmp(mode, "full") == 0 ? "initial" : mode);
 	}
@@ -291,18 +336,20 @@ prepare_table(SyncTable *st)
 		ereport(LOG,
 				(errmsg("crate_sync: target table %s was gone: it is loaded anew",
 						st->def->target.qualified)));
-		load_begin(st, "initial");
+		load_need(st, "initial");
 	}
 	else if (created && st->phase != LOAD_NONE && strcmp(st->load_mode, "rebuild") != 0)
-		load_begin(st, "initial");
+		load_need(st, "initial");
 	else if (created && st->phase == LOAD_ROWS && st->load_rows > 0)
 		load_begin(st, "rebuild");
-	else if (again && !created && st->phase != LOAD_ROWS)
+	else if (altered && !created && st->phase == LOAD_ROWS && st->load_rows > 0)
+		load_begin(st, strcmp(st->load_mode, "rebuild") == 0 ? "rebuild" : "full");
+	else if ((again || altered) && !created && st->phase != LOAD_ROWS)
 	{
 		ereport(LOG,
 				(errmsg("crate_sync: %s is not as it was left: %s.%s is resynced",
 						st->def->target.qualified, st->def->schemaname, st->def->relname)));
-		load_begin(st, "full");
+		load_need(st, "full");
 	}
 
 	if (st->phase == LOAD_NONE && st->spec.verify_no > st->verify_done)

@@ -38,6 +38,7 @@
 #include "queue.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/hsearch.h"
@@ -58,6 +59,9 @@ enum
 
 /* a generation larger than this is left behind by the writers (pages) */
 #define QUEUE_ROTATE_PAGES 16
+
+/* ms for which a writer stays with a generation */
+#define ASK_GENERATION_MS 20
 
 static const char *const queue_names[QUEUE_TABLES] =
 {
@@ -111,10 +115,29 @@ current_generation(void)
 	return (int) (((uint64) value) % QUEUE_GENERATIONS);
 }
 
+/*
+ * Which one it is, is asked once in a while: any would do, and rotation only
+ * has to be noticed some time.
+ */
+static int
+generation_to_fill(void)
+{
+	static int	generation = 0;
+	static TimestampTz asked_at = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now - asked_at > ASK_GENERATION_MS * INT64CONST(1000) || now < asked_at)
+	{
+		generation = current_generation();
+		asked_at = now;
+	}
+	return generation;
+}
+
 Relation
 queue_open_for_write(void)
 {
-	int			first = current_generation();
+	int			first = generation_to_fill();
 
 	for (;;)
 	{
@@ -164,6 +187,7 @@ queue_insert(Relation queue, Oid relid, int32 seq, int32 layout, int n,
 {
 	Datum		values[Q_NATTS];
 	bytea	   *packed = palloc(VARHDRSZ + len);
+	int			lock_timeout = LockTimeout;
 
 	SET_VARSIZE(packed, VARHDRSZ + len);
 	memcpy(VARDATA(packed), keys, len);
@@ -175,7 +199,21 @@ queue_insert(Relation queue, Oid relid, int32 seq, int32 layout, int n,
 	values[Q_LAYOUT] = Int32GetDatum(layout);
 	values[Q_N] = Int32GetDatum(n);
 	values[Q_KEYS] = PointerGetDatum(packed);
-	insert_tuple(queue, values);
+
+	/*
+	 * Others extend the same queue: that lock is held for no longer than it
+	 * takes to write a page, but a low lock_timeout would end the writer.
+	 */
+	LockTimeout = 0;
+	PG_TRY();
+	{
+		insert_tuple(queue, values);
+	}
+	PG_FINALLY();
+	{
+		LockTimeout = lock_timeout;
+	}
+	PG_END_TRY();
 	pfree(packed);
 }
 

@@ -26,6 +26,7 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
+#include "elevate.h"
 #include "executor/executor.h"
 #include "mb/pg_wchar.h"
 #include "storage/bufmgr.h"
@@ -40,10 +41,19 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/timeout.h"
 #include "utils/typcache.h"
 
 /* a query asks for that many keys at most */
 #define READ_KEYS 20000
+
+/*
+ * A query that takes longer (ms) is cut smaller, so that a filter that does not
+ * end is found, and others do not wait for it for long; so many times in a
+ * row that nothing came of it, and the table is stopped.
+ */
+#define READ_TIME_LIMIT 4000
+#define READ_TIMEOUTS	8
 
 /* ---------------------------------------------------------------------
  * Sets of keys
@@ -231,20 +241,71 @@ reader_key_rowset(SyncTable *st, const char *target_key)
 	return rs;
 }
 
-void
-reader_key_cells(SyncTable *st, const Datum *values, StringInfo buf)
+/*
+ * Appends a key's cell.  Text that UTF-8 cannot say, which only a database of
+ * another encoding has, becomes an object with its bytes: it tells keys
+ * apart, shows in failed_rows, and is no key of the target.  False then.
+ */
+static bool
+append_key_cell(StringInfo buf, Datum value, CellEncoder *enc)
 {
-	for (int k = 0; k < st->def->nkeys; k++)
-	{
-		CellEncoder *enc = &st->encoders[st->def->keys[k]];
+	MemoryContext oldcxt = CurrentMemoryContext;
+	int			start = buf->len;
+	volatile bool ok = true;
 
-		if (k > 0)
-			appendStringInfoChar(buf, ',');
-		enc->encode(buf, values[k], enc);
+	if (likely(GetDatabaseEncoding() == PG_UTF8))
+	{
+		enc->encode(buf, value, enc);
+		return true;
 	}
+	PG_TRY();
+	{
+		enc->encode(buf, value, enc);
+	}
+	PG_CATCH();
+	{
+		/* a conversion has nothing to be undone but memory */
+		if (geterrcode() != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE &&
+			geterrcode() != ERRCODE_UNTRANSLATABLE_CHARACTER)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(oldcxt);
+		FlushErrorState();
+		ok = false;
+	}
+	PG_END_TRY();
+	if (!ok)
+	{
+		Oid			outfunc;
+		bool		isvarlena;
+		char	   *text;
+
+		getTypeOutputInfo(enc->typid, &outfunc, &isvarlena);
+		text = OidOutputFunctionCall(outfunc, value);
+		buf->len = start;
+		appendStringInfoString(buf, "{\"bytes\":\"");
+		for (const char *p = text; *p; p++)
+			appendStringInfo(buf, "%02x", (unsigned char) *p);
+		appendStringInfoString(buf, "\"}");
+		pfree(text);
+	}
+	return ok;
 }
 
-/* a JSON scalar's text: a string without its quotes, anything else as it is */
+bool
+reader_key_cells(SyncTable *st, const Datum *values, StringInfo buf)
+{
+	bool		ok = true;
+
+	for (int k = 0; k < st->def->nkeys; k++)
+	{
+		if (k > 0)
+			appendStringInfoChar(buf, ',');
+		ok &= append_key_cell(buf, values[k], &st->encoders[st->def->keys[k]]);
+	}
+	return ok;
+}
+
+/* a JSON scalar's text in the server's encoding: a string without its quotes, anything else as it is */
 static char *
 cell_text(const char *cell, int len)
 {
@@ -255,32 +316,100 @@ cell_text(const char *cell, int len)
 	if (len == 0 || cell[0] != '"')
 		return pnstrdup(cell, len);
 	text = pnstrdup(cell, len);
-	jb = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)));
+	jb = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+											CStringGetDatum(pg_any_to_server(text, len, PG_UTF8))));
 	pfree(text);
 	if (!JB_ROOT_IS_SCALAR(jb) || !JsonbExtractScalar(&jb->root, &v) || v.type != jbvString)
 		return pnstrdup(cell, len);
 	return pnstrdup(v.val.string.val, v.val.string.len);
 }
 
+/*
+ * The type of a key's values, domains looked through: their checks are code
+ * of users', and a value that they refuse is found nowhere in the source.
+ */
+static Oid
+key_type(SyncTable *st, int keyno, int32 *typmod)
+{
+	const MirrorColumn *col = &st->def->columns[st->def->keys[keyno]];
+
+	*typmod = col->typmod;
+	return getBaseTypeAndTypmod(col->typid, typmod);
+}
+
 static Datum
 cell_to_datum(SyncTable *st, int keyno, const char *cell, int len)
 {
-	const MirrorColumn *col = &st->def->columns[st->def->keys[keyno]];
+	int32		typmod;
+	Oid			typid = key_type(st, keyno, &typmod);
 	Oid			infunc;
 	Oid			ioparam;
 	char	   *text = cell_text(cell, len);
 
-	if (col->typid == BOOLOID && len > 0 && cell[0] != '"')
+	if (typid == BOOLOID && len > 0 && cell[0] != '"')
 		return BoolGetDatum(cell[0] == 't');
-	getTypeInputInfo(col->typid, &infunc, &ioparam);
-	return OidInputFunctionCall(infunc, text, ioparam, col->typmod);
+	getTypeInputInfo(typid, &infunc, &ioparam);
+	return OidInputFunctionCall(infunc, text, ioparam, typmod);
 }
 
-bool
-reader_key_from_cells(SyncTable *st, const RowSet *rows, int row, Datum *values)
+/* may reading a key's cells run code of users'? */
+static bool
+key_runs_code(SyncTable *st)
+{
+	int32		typmod;
+
+	for (int k = 0; k < st->def->nkeys; k++)
+	{
+		if (mirror_input_runs_code(key_type(st, k, &typmod)))
+			return true;
+	}
+	return false;
+}
+
+/* the same for keys of which it may: as the table's owner, errors undone */
+static bool
+cells_to_datums_as_owner(SyncTable *st, const char *const *cell, const int *len, Datum *values)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool ok = false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(oldcxt);
+	PG_TRY();
+	{
+		Elevation	e;
+
+		PushActiveSnapshot(GetTransactionSnapshot());
+		become_owner(&e, st->def->owner);
+		for (int k = 0; k < st->def->nkeys; k++)
+			values[k] = cell_to_datum(st, k, cell[k], len[k]);
+		be_oneself(&e);
+		PopActiveSnapshot();
+		ReleaseCurrentSubTransaction();
+		ok = true;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(oldcxt);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcxt);
+	CurrentResourceOwner = owner;
+	return ok;
+}
+
+/* a key's values from its cells; false if they are none of the source's types */
+static bool
+cells_to_datums(SyncTable *st, const char *const *cell, const int *len, Datum *values)
 {
 	MemoryContext oldcxt = CurrentMemoryContext;
 	volatile bool ok = true;
+
+	if (key_runs_code(st))
+		return cells_to_datums_as_owner(st, cell, len, values);
 
 	/*
 	 * Input functions may throw at what somebody put into the target; this
@@ -290,12 +419,7 @@ reader_key_from_cells(SyncTable *st, const RowSet *rows, int row, Datum *values)
 	PG_TRY();
 	{
 		for (int k = 0; k < st->def->nkeys; k++)
-		{
-			int			len;
-			const char *cell = rowset_get(rows, row, k, &len);
-
-			values[k] = cell_to_datum(st, k, cell, len);
-		}
+			values[k] = cell_to_datum(st, k, cell[k], len[k]);
 	}
 	PG_CATCH();
 	{
@@ -305,6 +429,17 @@ reader_key_from_cells(SyncTable *st, const RowSet *rows, int row, Datum *values)
 	}
 	PG_END_TRY();
 	return ok;
+}
+
+bool
+reader_key_from_cells(SyncTable *st, const RowSet *rows, int row, Datum *values)
+{
+	const char *cell[INDEX_MAX_KEYS];
+	int			len[INDEX_MAX_KEYS];
+
+	for (int k = 0; k < st->def->nkeys; k++)
+		cell[k] = rowset_get(rows, row, k, &len[k]);
+	return cells_to_datums(st, cell, len, values);
 }
 
 static int
@@ -356,7 +491,8 @@ reader_cells_to_jsonb(SyncTable *st, const char *target_key)
 		appendBinaryStringInfo(&buf, cell[k], len[k]);
 	}
 	appendStringInfoChar(&buf, '}');
-	return DirectFunctionCall1(jsonb_in, CStringGetDatum(buf.data));
+	return DirectFunctionCall1(jsonb_in,
+							   CStringGetDatum(pg_any_to_server(buf.data, buf.len, PG_UTF8)));
 }
 
 /*
@@ -377,22 +513,11 @@ reader_pack_cells(SyncTable *st, const char *target_key, int *len)
 
 	initStringInfo(&buf);
 	StartTransactionCommand();
-	PG_TRY();
-	{
-		for (int k = 0; k < n && k < st->def->nkeys; k++)
-			values[k] = cell_to_datum(st, k, cell[k], celllen[k]);
-		key_run_start(&run, &st->layout);
-		if (n != st->def->nkeys || !key_pack(&run, &buf, values))
-			resetStringInfo(&buf);
-		CommitTransactionCommand();
-	}
-	PG_CATCH();
-	{
-		AbortCurrentTransaction();
-		FlushErrorState();
+	key_run_start(&run, &st->layout);
+	if (n != st->def->nkeys || !cells_to_datums(st, cell, celllen, values) ||
+		!key_pack(&run, &buf, values))
 		resetStringInfo(&buf);
-	}
-	PG_END_TRY();
+	CommitTransactionCommand();
 	MemoryContextSwitchTo(oldcxt);
 	*len = buf.len;
 	return buf.data;
@@ -609,22 +734,24 @@ typedef struct RowReceiver
 
 static RowReceiver receiver;
 
-static void
+/* false: the target cannot be told this key, see append_key_cell */
+static bool
 encode_key(RowReceiver *r, const Datum *values, const int *places)
 {
 	MirrorTable *def = r->st->def;
+	bool		ok = true;
 
 	resetStringInfo(&r->key);
 	for (int k = 0; k < def->nkeys; k++)
 	{
-		CellEncoder *enc = &r->st->encoders[def->keys[k]];
-
 		if (k > 0)
 			appendStringInfoChar(&r->key, ',');
-		enc->encode(&r->key, values[places ? places[k] : k], enc);
+		ok &= append_key_cell(&r->key, values[places ? places[k] : k],
+							  &r->st->encoders[def->keys[k]]);
 		r->keyend[k] = r->key.len;
 	}
 	r->hash = key_hash(r->key.data, r->key.len);
+	return ok;
 }
 
 static inline void
@@ -786,12 +913,12 @@ receiver_for(SyncTable *st, Pass *pass, KeySet *keys)
 										   ALLOCSET_DEFAULT_SIZES);
 		initStringInfo(&r->key);
 		MemoryContextSwitchTo(oldcxt);
-		r->pub.receiveSlot = receive_row;
 		r->pub.rStartup = receive_startup;
 		r->pub.rShutdown = receive_end;
 		r->pub.rDestroy = receive_end;
 		r->pub.mydest = DestNone;
 	}
+	r->pub.receiveSlot = receive_row;
 	r->st = st;
 	r->pass = pass;
 	r->rows = NULL;
@@ -821,6 +948,13 @@ inserted_wal_end(void)
 	return lsn;
 }
 
+static void
+end_time_limit(void)
+{
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	QueryCancelPending = false; /* it may have gone off at the last moment */
+}
+
 /*
  * Runs a read as the table's owner.  Returns NULL, or the error, palloc'd in
  * the caller's context, the transaction then being over all the same.
@@ -837,24 +971,25 @@ read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
 	StartTransactionCommand();
 	PG_TRY();
 	{
-		Oid			save_userid;
-		int			save_sec;
+		Elevation	e;
 
 		PushActiveSnapshot(GetTransactionSnapshot());
 		/* what the snapshot saw was inserted into WAL before this */
 		seen = inserted_wal_end();
 		SPI_connect();
-		GetUserIdAndSecContext(&save_userid, &save_sec);
-		SetUserIdAndSecContext(st->def->owner, save_sec | SECURITY_RESTRICTED_OPERATION);
+		become_owner(&e, st->def->owner);
 		lane_begin_read();
+		enable_timeout_after(STATEMENT_TIMEOUT, READ_TIME_LIMIT);
 		func(st, r, arg);
-		SetUserIdAndSecContext(save_userid, save_sec);
+		end_time_limit();
+		be_oneself(&e);
 		SPI_finish();
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
 	PG_CATCH();
 	{
+		end_time_limit();
 		error = worker_catch(oldcxt);
 		if (r->filling != NULL)
 			rowset_undo_row(r->filling);
@@ -869,6 +1004,10 @@ read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
 	 */
 	if (seen != InvalidXLogRecPtr)
 		XLogFlush(seen);
+	if (error == NULL || r->n > 0)
+		st->read_timeouts = 0;
+	else if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		st->read_timeouts++;
 	return error;
 }
 
@@ -939,16 +1078,21 @@ read_keys(SyncTable *st, RowReceiver *r, void *arg)
 		if (!e->asked || e->settled)
 			continue;
 		MemoryContextReset(r->row_cxt);
-		encode_key(r, e->values, NULL);
-		put_delete(r);
+		if (encode_key(r, e->values, NULL))
+			put_delete(r);
+		else					/* it never arrived there */
+			unpark_row(st, r->key.data, r->key.len);
 		keyset_settle(ks, i);
 	}
 }
 
 /* is it the row's own fault, or that of the circumstances? */
 static bool
-error_is_the_rows(const ErrorData *error)
+error_is_the_rows(const SyncTable *st, const ErrorData *error)
 {
+	/* a filter that does not end: of this row, or of all? */
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		return st->read_timeouts < READ_TIMEOUTS;
 	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
 	{
 		case ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION:
@@ -1019,13 +1163,13 @@ reader_feed_keys(SyncTable *st, Pass *pass)
 				FreeErrorData(error);
 				return;
 			}
-			if (!error_is_the_rows(error))
+			if (!error_is_the_rows(st, error))
 			{
 				read_trouble(st, error);
 				return;			/* the pass is gone */
 			}
 			if (asked > 1)
-				pass->read_limit = Max(1, asked / 2);
+				pass->read_limit = Max(1, asked / (st->read_timeouts > 0 ? 8 : 2));
 			else
 			{
 				KeyEntry   *e = NULL;
@@ -1074,7 +1218,7 @@ typedef struct RangeArg
 	bool		gone;			/* out */
 	bool		restarted;		/* out: storage is new */
 	int			blocks;
-	KeySet	   *keys;			/* keys_only: they go here */
+	MemoryContext keys_cxt;		/* where RowReceiver.keys is made, for keys_only */
 } RangeArg;
 
 static bool
@@ -1084,6 +1228,7 @@ receive_key(TupleTableSlot *slot, DestReceiver *self)
 
 	slot_getallattrs(slot);
 	keyset_add(r->keys, slot->tts_values);
+	r->n++;
 	return true;
 }
 
@@ -1102,7 +1247,12 @@ read_range(SyncTable *st, RowReceiver *r, void *arg)
 		range->gone = true;
 		return;
 	}
-	/* a partition may have an owner of its own */
+
+	/*
+	 * A partition may have an owner of its own, who may read it.  As him the
+	 * filter must not run, which is another's: he gives keys, and the rows
+	 * are read by them through the table above.
+	 */
 	if (rel->rd_rel->relowner != st->def->owner)
 	{
 		Oid			userid;
@@ -1110,6 +1260,7 @@ read_range(SyncTable *st, RowReceiver *r, void *arg)
 
 		GetUserIdAndSecContext(&userid, &sec_context);
 		SetUserIdAndSecContext(rel->rd_rel->relowner, sec_context);
+		range->keys_only |= st->def->row_filter != NULL || st->spec.resync_filter != NULL;
 	}
 	range->nblocks = RelationGetNumberOfBlocks(rel);
 	if (st->feed_filenode != InvalidOid &&
@@ -1138,6 +1289,7 @@ read_range(SyncTable *st, RowReceiver *r, void *arg)
 
 		params[0] = PointerGetDatum(&range->from);
 		params[1] = PointerGetDatum(&range->to);
+		r->keys = keyset_create(range->keys_cxt, st);
 		if (plan != NULL)
 		{
 			r->pub.receiveSlot = receive_key;
@@ -1193,11 +1345,14 @@ read_piece(SyncTable *st, RowReceiver *r, MemoryContext keys_cxt, int64 wanted,
 
 	memset(&range, 0, sizeof(range));
 	range.blocks = Max(1, st->feed_blocks);
+	range.keys_cxt = keys_cxt;
 	*narrowed = false;
 	r->has_tid = true;
 	error = read_transaction(st, r, read_range, &range);
 	*restarted = range.restarted;
-	if (error != NULL && error_is_the_rows(error))
+	if (error != NULL)
+		r->keys = NULL;
+	if (error != NULL && error_is_the_rows(st, error))
 	{
 		FreeErrorData(error);
 		if (range.blocks > 1)
@@ -1207,19 +1362,18 @@ read_piece(SyncTable *st, RowReceiver *r, MemoryContext keys_cxt, int64 wanted,
 			return true;
 		}
 		range.keys_only = true;
-		r->keys = keyset_create(keys_cxt, st);
+		r->n = 0;
 		error = read_transaction(st, r, read_range, &range);
-		r->pub.receiveSlot = receive_row;
 	}
 	if (error != NULL && read_locked_out(st, error))
 	{
 		FreeErrorData(error);
+		r->keys = NULL;
 		*narrowed = true;		/* the same piece again, later */
 		return true;
 	}
 	if (error != NULL)
 	{
-		r->pub.receiveSlot = receive_row;
 		read_trouble(st, error);
 		return false;
 	}
@@ -1370,7 +1524,7 @@ reader_collect_keys(SyncTable *st, KeySet *ks, RowSet *rows, Size max_bytes,
 	error = read_transaction(st, r, read_keys_and_also, &collect);
 	if (error == NULL)
 		return r->stopped ? READ_STOPPED : READ_OK;
-	if (error_is_the_rows(error))
+	if (error_is_the_rows(st, error))
 	{
 		FreeErrorData(error);
 		return READ_REFUSED;

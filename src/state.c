@@ -549,10 +549,10 @@ resolve_table(SyncTable *st)
 				(errmsg("crate_sync: %s.%s or its triggers were altered%s: it is resynced",
 						st->def->schemaname, st->def->relname,
 						mended ? ", and mended" : "")));
-		load_begin(st, "full");
+		load_need(st, "full");
 	}
 	else if (new_shape && st->phase != LOAD_NONE)
-		load_begin(st, strcmp(st->load_mode, "rebuild") == 0 ? "rebuild" : "full");
+		load_need(st, strcmp(st->load_mode, "rebuild") == 0 ? "rebuild" : "full");
 }
 
 /* tables whose relation was dropped leave the catalog */
@@ -815,7 +815,7 @@ static const struct
 	{"request_time = request_time + $", FLOAT8OID},
 	/* what stays if nothing new is to be said */
 	{"last_ack_time = coalesce($, last_ack_time)", TIMESTAMPTZOID},
-	{"last_load_time = coalesce($, last_load_time)", TIMESTAMPTZOID},
+	{"last_load_time = nullif(coalesce($, last_load_time), '-infinity')", TIMESTAMPTZOID},
 	{"last_verify_time = coalesce($, last_verify_time)", TIMESTAMPTZOID},
 	{"last_verify_ok = coalesce($, last_verify_ok)", BOOLOID},
 	{"last_error = coalesce($, last_error)", TEXTOID},
@@ -885,7 +885,7 @@ state_values(SyncTable *st, StateValues *v)
 	put_value(v, Int64GetDatum(st->n_bytes), false);
 	put_value(v, Float8GetDatum(st->request_time), false);
 	put_time(v, st->last_ack);
-	put_time(v, st->load_finished ? now : 0);
+	put_time(v, st->load_finished ? now : st->loaded_once ? 0 : DT_NOBEGIN);
 	put_time(v, st->verify_finished ? now : 0);
 	put_value(v, BoolGetDatum(st->verify_ok), !st->verify_finished);
 	put_text(v, error ? st->error_message : NULL);

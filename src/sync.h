@@ -70,6 +70,7 @@ typedef struct BatchSegment
 	int			lo;
 	int			hi;
 	bool		explain;
+	uint64		suspected;		/* refused when so many - 1 had arrived; 0: not */
 } BatchSegment;
 
 typedef struct BatchShare
@@ -92,8 +93,8 @@ typedef struct Batch
 	BatchShare *shares;
 	/* once sealed: what is still to be sent, a stack */
 	bool		sealed;
-	bool		passed;			/* some of it has arrived */
-	int			suspects;		/* rows dropped alone, while nothing had arrived */
+	uint64		ready_no;		/* the table's when it began */
+	int			suspects;		/* rows refused alone since something arrived */
 	int			nsegments;
 	int			maxsegments;
 	BatchSegment *segments;
@@ -111,7 +112,9 @@ typedef struct Lane
 	Batch	   *current;
 	bool		busy;			/* req is under way */
 	TargetRequest req;
+	TimestampTz sent_at;		/* req */
 	int			attempts;		/* failed in a row */
+	int			fence_tries;
 	TimestampTz retry_at;
 	int			delete_tries;
 } Lane;
@@ -165,12 +168,11 @@ struct SyncTable
 	Oid			load_rel;
 	Oid			load_filenode;
 	int64		load_pos;		/* acknowledged up to here: block << 16 | offset */
-	char	   *sweep_key;		/* in cxt */
+	char	   *sweep_key;		/* in cxt; not NULL in LOAD_ROWS: a sweep is to follow */
 	int64		load_rows;
 	int64		load_total;
 	int64		load_bytes;
 	TimestampTz load_start;
-	bool		sweep_wanted;	/* TRUNCATE or a lost key: look for rows to remove */
 	int			verify_done;
 
 	/* a comparison under way; durable is only that it was asked for */
@@ -179,6 +181,7 @@ struct SyncTable
 	bool		verify_finished;	/* since the last time it was written down */
 	bool		verify_ok;
 	int64		n_submitted;	/* requests since the worker's start */
+	uint64		n_arrived[2];	/* segments, by TargetRequestKind, likewise */
 
 	/* counted since the last time they were written down */
 	int64		n_upserted;
@@ -214,7 +217,7 @@ struct SyncTable
 	char	   *feed_sweep_key; /* in cxt */
 	bool		sweep_started;
 	uint64		sweep_barrier;	/* passes up to this one have to be done first */
-	bool		loaded_once;	/* durable, as last_load_time */
+	bool		loaded_once;	/* nothing was missed since; durable, as last_load_time */
 	bool		load_finished;	/* since the last time it was written down */
 	bool		swap_wanted;	/* a rebuilt table is to take the old one's place */
 
@@ -223,11 +226,15 @@ struct SyncTable
 	List	   *writers;		/* of VirtualTransactionId *, to be waited for */
 
 	TimestampTz read_retry_at;	/* the relation is locked: later; 0: it is not */
+	int			read_timeouts;	/* in a row, without a row read */
 	bool		unread;			/* keys of an earlier visit to the queue wait */
 
 	/* trouble */
 	bool		target_ready;	/* the target table was seen to fit */
 	TimestampTz ready_time;		/* since then */
+	uint64		ready_no;		/* counts how often */
+	TimestampTz watch_at;		/* when slow requests are next looked into */
+	int			refresh_tries;	/* failed in a row */
 	bool		claimed;		/* durable: the target table was ours once */
 	TimestampTz claim_retry_at;
 	bool		in_error;
@@ -320,7 +327,8 @@ extern bool reader_key_from_cells(SyncTable *st, const RowSet *rows, int row, Da
 extern void reader_add_key_row(SyncTable *st, RowSet *rs, const char *target_key);
 extern RowSet *reader_key_rowset(SyncTable *st, const char *target_key);
 extern void reader_put_raw_delete(SyncTable *st, Pass *pass, const RowSet *rows, int row);
-extern void reader_key_cells(SyncTable *st, const Datum *values, StringInfo buf);
+/* false: the target cannot be told this key, see append_key_cell() */
+extern bool reader_key_cells(SyncTable *st, const Datum *values, StringInfo buf);
 extern Datum reader_cells_to_jsonb(SyncTable *st, const char *target_key);
 extern char *reader_pack_cells(SyncTable *st, const char *target_key, int *len);
 
@@ -342,6 +350,7 @@ extern void lane_row_done(Lane *lane, Batch *batch, Pass *pass, bool is_delete,
 						  const char *key, int keylen, uint64 hash, Size rowbytes);
 extern bool lanes_dispatch(SyncTable *st, bool input_idle);
 extern bool lanes_reap(SyncTable *st);
+extern void lanes_watch(SyncTable *st); /* what is under way for long */
 extern bool lanes_idle(const SyncTable *st);
 extern bool lanes_fence(SyncTable *st);	/* nothing older than now can still arrive */
 extern bool lanes_retrying(const SyncTable *st);
@@ -349,16 +358,19 @@ extern TimestampTz lanes_next_retry(const SyncTable *st);
 /* perhaps it is in failed_rows; false: it is not */
 extern bool failed_key_known(const SyncTable *st, const char *target_key, int len);
 extern void failed_key_note(SyncTable *st, const char *target_key, int len);
+extern void unpark_row(SyncTable *st, const char *target_key, int len);
 extern void park_row(SyncTable *st, const char *target_key, int keylen, const char *packed, int packed_len,
 					 const char *action, const char *code, const char *message);
 
 /* ---- load.c ---- */
 extern void load_begin(SyncTable *st, const char *mode);
+extern void load_need(SyncTable *st, const char *mode);
 extern void load_enter_phase(SyncTable *st, LoadPhase phase);
 extern bool load_step(SyncTable *st);	/* feeds one piece; false if nothing to do */
 extern void load_pass_done(SyncTable *st, Pass *pass);
 extern void load_restart(SyncTable *st);	/* go on from the durable position */
 extern void load_want_sweep(SyncTable *st);	/* rows may have to go from the target */
+extern void load_all_again(void);
 extern void load_cancel(SyncTable *st);
 extern void load_detach(SyncTable *st);
 extern bool load_is_detached(const SyncTable *st);

@@ -58,6 +58,8 @@ typedef enum TargetOutcome
 	TARGET_OK,					/* carried out: see nwritten */
 	TARGET_REFUSED_ROWS,		/* refused for what is in the rows; if there is
 								 * more than one row, halves may pass */
+	TARGET_FAILED,				/* the target failed over it: may be for what is
+								 * in the rows, if neighbours pass */
 	TARGET_REFUSED_TABLE,		/* this table cannot be written now, whatever
 								 * the rows: missing, blocked, no right */
 	TARGET_REFUSED_ALL,			/* nothing can be done at this target now: wrong
@@ -100,6 +102,8 @@ typedef struct TargetRequest
 	int			lo;
 	int			hi;
 	bool		explain;
+	bool		beside;			/* one that may be under way beside
+								 * cs_connections others */
 	void	   *arg;			/* the caller's */
 
 	/* output */
@@ -177,11 +181,18 @@ typedef struct TargetOps
 	/*
 	 * Makes the table exist as described: creates it, adds columns that are
 	 * missing, or says in res what does not fit (TARGET_REFUSED_TABLE with a
-	 * message that names column and types).  created is set if it was made or
-	 * was there but never written by us.
+	 * message that names column and types), or that a part of the table is
+	 * out of reach.  created is set if it was made or was there but never
+	 * written by us, altered if columns were added to it.
 	 */
 	void		(*ensure_table) (Target *t, const TargetTable *table, bool *created,
-								 TargetResult *res);
+								 bool *altered, TargetResult *res);
+
+	/*
+	 * Can all of the table's rows be reached?  To be asked about one that
+	 * keeps us waiting; answers at once.  NULL: they always can.
+	 */
+	void		(*reachable) (Target *t, const TargetTable *table, TargetResult *res);
 	void		(*drop_table) (Target *t, const char *schema, const char *name,
 							   TargetResult *res);
 	/* "as" takes the place of "table"; grants stay */

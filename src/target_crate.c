@@ -16,6 +16,7 @@
 #include "common/hashfn.h"
 #include "common/jsonapi.h"
 #include "mb/pg_wchar.h"
+#include "nodes/pg_list.h"
 #include "portability/instr_time.h"
 #include "postmaster/interrupt.h"
 #include "storage/latch.h"
@@ -33,9 +34,11 @@
 #define MAX_QUERY_ANSWER	(64 * 1024 * 1024)
 #define MAX_LOOKUP_KEYS		1000	/* far more in one IN silently find nothing */
 #define MAX_LOOKUP_BYTES	190000	/* of keys in a statement, which may have 262144 */
-#define MAX_JSON_DEPTH		512
+#define MAX_JSON_DEPTH		2048	/* CrateDB itself takes 1000 */
 #define FIRST_POLL			10		/* ms between looks at sys.jobs, doubling */
 #define LAST_POLL			250
+#define FENCE_WAIT			500		/* ms that older statements are waited for */
+#define REFRESH_PATIENCE	2000	/* ms until the table's health is looked at */
 
 #define FENCE_TABLE			CS_SCHEMA ".fence"
 #define MARKER				"/* crate_sync "
@@ -74,10 +77,12 @@ typedef enum Step
 {
 	STEP_FAIL_FAST,				/* SET insert_select_fail_fast */
 	STEP_UPSERT,
+	STEP_COLUMNS,				/* did it add members to a dynamic object? */
 	STEP_REFRESH,				/* before lookups by composite key */
 	STEP_LOOKUP,				/* of a chunk of keys */
 	STEP_DELETE,				/* of the versions found */
-	STEP_FENCE					/* is it still ours? */
+	STEP_FENCE,					/* is it still ours? */
+	STEP_PROBE					/* does the table take anything at all? */
 } Step;
 
 typedef struct CrateTarget CrateTarget;
@@ -91,11 +96,19 @@ typedef struct Slot
 	instr_time	start;
 	int			live;			/* rows or keys to write */
 	int64		nwritten;
+	int64		columns;		/* of the table when it was sent; 0: not known */
 	int			chunk_lo;		/* rows looked up now */
 	int			chunk_hi;
 	int			chunk_live;
 	int			chunk_found;
 } Slot;
+
+/* how many columns a table has there, members of objects counted */
+typedef struct ColumnCount
+{
+	char	   *qualified;
+	int64		n;
+} ColumnCount;
 
 struct CrateTarget
 {
@@ -104,10 +117,11 @@ struct CrateTarget
 	MemoryContext work;			/* of one step of a write */
 	MemoryContext sync_work;	/* of one synchronous call */
 	HttpPool   *pool;
-	Slot	   *slots[MAX_CONNECTIONS];
+	Slot	   *slots[MAX_CONNECTIONS + 1];
 	int			nslots;
 	int			nbusy;
 	int			nfinished;		/* requests done since poll last returned */
+	List	   *columns;		/* of ColumnCount *, in cxt */
 	HttpConn   *sync;			/* synchronous calls have a connection of their own */
 	bool		sync_done;
 	bool		latch_eaten;	/* reset by us: to be set again */
@@ -453,6 +467,7 @@ classify_error(int status, int code, const char *message)
 		case 4046:
 		case 4047:
 			return TARGET_REFUSED_TABLE;
+		case 4040:				/* a shard that is looked for and not there */
 		case 5002:				/* shard unavailable */
 		case 5005:				/* killed, or the target's own timeout */
 			return TARGET_BUSY;
@@ -466,14 +481,14 @@ classify_error(int status, int code, const char *message)
 					strncmp(message + name, "[[parent] Data too large", 24) == 0 ||
 					strncmp(message + name, "[rejected execution", 19) == 0)
 					return TARGET_BUSY;
-				return TARGET_REFUSED_ROWS;
+				return TARGET_FAILED;
 			}
 	}
 	if (status == 503 || (code >= 5030 && code <= 5039))
 		return TARGET_BUSY;
 	if (status == 401)
 		return TARGET_REFUSED_ALL;
-	return TARGET_REFUSED_ROWS;
+	return status >= 500 ? TARGET_FAILED : TARGET_REFUSED_ROWS;
 }
 
 /*
@@ -551,14 +566,18 @@ judge(HttpConn *conn, Answer *answer, Verdict *v)
 	}
 	if (conn->status == 413 || conn->status == 429)
 		v->message = pstrdup(conn->status == 413 ? "the request is too large" : "too many requests");
+	else if (conn->status >= 300 && conn->status < 400)
+		v->message = psprintf("HTTP status %d: a redirect, which is not followed", conn->status);
 	else
 	{
 		char	   *words = target_clean_text(conn->answer ? conn->answer : "",
 											  Min((int) conn->answer_len, 200));
 
-		v->message = psprintf("HTTP status %d%s%s", conn->status,
-							  conn->status == 401 || conn->status == 403 ? ": " :
-							  " and no answer of CrateDB's: ", words);
+		v->message = psprintf("HTTP status %d%s%s%s", conn->status,
+							  conn->status == 401 || conn->status == 403 ? "" :
+							  conn->answer_len == 0 ? " and an empty answer" :
+							  " and no answer of CrateDB's",
+							  words[0] ? ": " : "", words);
 	}
 }
 
@@ -612,11 +631,28 @@ wrapped(const TargetColumn *col)
 	return col->kind == CELL_ARRAY;
 }
 
+/*
+ * Objects go as text and are parsed row by row: as ARRAY(OBJECT) all of a request
+ * would have to agree on a type for each member, 1 beside 1.5 becomes 1.0,
+ * and 1 beside "x" is refused.
+ */
+static inline bool
+has_objects(const TargetColumn *col)
+{
+	const char *type = col->type;
+
+	while (type_is(type, "ARRAY") && strchr(type, '(') != NULL)
+		type = strchr(type, '(') + 1;
+	return type_is(type, "OBJECT");
+}
+
 /* the type a cell is sent as: a cast must neither cut nor reshape it */
 static const char *
 sent_type(const TargetColumn *col)
 {
-	if (wrapped(col) || type_is(col->type, "OBJECT"))
+	if (has_objects(col))
+		return "TEXT";
+	if (wrapped(col))
 		return "OBJECT";
 	if (type_is(col->type, "VARCHAR") || type_is(col->type, "CHARACTER") || type_is(col->type, "CHAR"))
 		return "TEXT";
@@ -675,12 +711,17 @@ append_fence_id(StringInfo buf, const TargetTable *table, int lane)
 static void
 append_cells(StringInfo buf, const RowSet *rows, int place, const TargetColumn *col, int lo, int hi)
 {
+	bool		as_text = has_objects(col);
+
 	appendStringInfoChar(buf, '[');
-	if (!wrapped(col))
+	if (!wrapped(col) && !as_text)
 		rowset_render_column(rows, place, lo, hi, buf);
 	else
 	{
 		bool		first = true;
+		StringInfoData whole;
+
+		initStringInfo(&whole);
 
 		for (int i = lo; i < hi; i++)
 		{
@@ -694,14 +735,25 @@ append_cells(StringInfo buf, const RowSet *rows, int place, const TargetColumn *
 			first = false;
 			cell = rowset_get(rows, i, place, &len);
 			if (len == 4 && memcmp(cell, "null", 4) == 0)
-				raw(buf, "null");
-			else
 			{
-				raw(buf, "{\"v\":");
-				appendBinaryStringInfo(buf, cell, len);
-				appendStringInfoChar(buf, '}');
+				raw(buf, "null");
+				continue;
 			}
+			if (wrapped(col))
+			{
+				resetStringInfo(&whole);
+				raw(&whole, "{\"v\":");
+				appendBinaryStringInfo(&whole, cell, len);
+				appendStringInfoChar(&whole, '}');
+				cell = whole.data;
+				len = whole.len;
+			}
+			if (as_text)
+				types_json_utf8(buf, cell, len);
+			else
+				appendBinaryStringInfo(buf, cell, len);
 		}
+		pfree(whole.data);
 	}
 	appendStringInfoChar(buf, ']');
 }
@@ -741,7 +793,8 @@ build_upsert(StringInfo buf, const TargetRequest *req)
 	}
 	raw(buf, ") (SELECT ");
 	for (int i = 0; i < table->ncols; i++)
-		appendStringInfo(buf, "%su.c%d%s", i == 0 ? "" : ",", i,
+		appendStringInfo(buf, "%s(u.c%d%s)%s", i == 0 ? "" : ",", i,
+						 has_objects(&table->cols[i]) ? "::OBJECT(IGNORED)" : "",
 						 wrapped(&table->cols[i]) ? "['v']" : "");
 	raw(buf, " FROM UNNEST(");
 	for (int i = 0; i < table->ncols; i++)
@@ -812,6 +865,12 @@ append_literal(StringInfo buf, const TargetColumn *col, const char *cell, int le
 	{
 		cell++;
 		len -= 2;
+	}
+	else if (memchr(cell, '"', len) != NULL)
+	{
+		/* no value of a key: there is no such row, and its quotes would end the statement */
+		raw(buf, "NULL");
+		return;
 	}
 	if (type_is(col->type, "BIT"))
 		appendStringInfoChar(buf, 'B');
@@ -996,20 +1055,30 @@ what_columns(StringInfo buf, const TargetTable *table, void *arg)
 	}
 }
 
-/* a value of an answer as a cell: as the column's encoder would have written it */
+/* "B'01'", with its quotes: how the target answers bits; it takes 01 */
+static bool
+is_bit_text(Slice value)
+{
+	return value.len >= 5 && memcmp(value.start, "\"B'", 3) == 0 &&
+		strspn(value.start + 3, "01") == value.len - 5 && value.start[value.len - 2] == '\'';
+}
+
+/*
+ * A value of an answer as a cell: as the column's encoder would have written
+ * it.  What is none of that column's type stays as it is: it is JSON, at least.
+ */
 static void
 append_answer_cell(StringInfo buf, const TargetColumn *col, Slice value)
 {
-	if (col->kind == CELL_NUMERIC && *value.start != '"' && *value.start != 'n')
+	if (col->kind == CELL_NUMERIC && (*value.start == '-' || isdigit((unsigned char) *value.start)))
 	{
 		/* sent back as a number it would pass through a double */
 		appendStringInfoChar(buf, '"');
 		appendBinaryStringInfo(buf, value.start, value.len);
 		appendStringInfoChar(buf, '"');
 	}
-	else if (type_is(col->type, "BIT") && value.len >= 5 && memcmp(value.start, "\"B'", 3) == 0)
+	else if (type_is(col->type, "BIT") && is_bit_text(value))
 	{
-		/* it answers B'01' and takes 01 */
 		appendStringInfoChar(buf, '"');
 		appendBinaryStringInfo(buf, value.start + 3, value.len - 5);
 		appendStringInfoChar(buf, '"');
@@ -1050,6 +1119,51 @@ build_refresh(StringInfo buf, const TargetTable *table)
 	raw(buf, "REFRESH TABLE ");
 	sql_text(buf, table->qualified);
 	raw(buf, "\"}");
+}
+
+static void
+build_count_columns(StringInfo buf, const TargetTable *table)
+{
+	begin_statement(buf);
+	raw(buf, "SELECT count(*) FROM information_schema.columns WHERE table_schema = ? AND table_name = ?\",\"args\":[");
+	types_json_string(buf, table->schema, strlen(table->schema));
+	appendStringInfoChar(buf, ',');
+	types_json_string(buf, table->name, strlen(table->name));
+	raw(buf, "]}");
+}
+
+/*
+ * Deletes a version of the row that no row ever has: it changes nothing, but
+ * a blocked table, which drops rows without a word, says here why.
+ */
+static void
+build_probe(StringInfo buf, const TargetRequest *req)
+{
+	const TargetTable *table = req->table;
+	int			row = req->lo;
+
+	while (req->rows->dead != NULL && req->rows->dead[row])
+		row++;
+	begin_statement(buf);
+	raw(buf, "DELETE FROM ");
+	sql_text(buf, table->qualified);
+	raw(buf, " WHERE ");
+	for (int k = 0; k < table->nkeys; k++)
+	{
+		sql_column(buf, table, table->keys[k]);
+		raw(buf, " = ? AND ");
+	}
+	raw(buf, "_seq_no = 9007199254740991 AND _primary_term = 1\",\"args\":[");
+	for (int k = 0; k < table->nkeys; k++)
+	{
+		int			len;
+		const char *cell = rowset_get(req->rows, row, key_place(table, req->rows, k), &len);
+
+		if (k > 0)
+			appendStringInfoChar(buf, ',');
+		appendBinaryStringInfo(buf, cell, len);
+	}
+	raw(buf, "]}");
 }
 
 static void
@@ -1293,6 +1407,9 @@ slot_send(Slot *slot, Step step)
 			/* what was set goes away with the session, for sure */
 			conn->close_after = req->explain;
 			break;
+		case STEP_COLUMNS:
+			build_count_columns(&conn->body, req->table);
+			break;
 		case STEP_REFRESH:
 			build_refresh(&conn->body, req->table);
 			break;
@@ -1305,9 +1422,64 @@ slot_send(Slot *slot, Step step)
 		case STEP_FENCE:
 			build_read_fence(&conn->body, req->table, req->lane);
 			break;
+		case STEP_PROBE:
+			build_probe(&conn->body, req);
+			break;
 	}
 	req->nrequests++;
 	http_start(conn);
+}
+
+/* type_is() of any word in a type */
+static bool
+has_word(const char *type, const char *word)
+{
+	for (; *type; type++)
+	{
+		if (type_is(type, word))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Where an update brings a dynamic object its first value of a new member,
+ * CrateDB (6.4.3) makes a column of it and forgets the member of other rows of the
+ * same request, which it counts as written.  Sent again, they keep it.
+ */
+static bool
+may_forget_members(const TargetTable *table)
+{
+	for (int i = 0; i < table->ncols; i++)
+	{
+		const char *type = table->cols[i].type;
+
+		if (has_word(type, "OBJECT") && !has_word(type, "IGNORED") &&
+			!has_word(type, "STRICT"))
+			return true;
+	}
+	return false;
+}
+
+static ColumnCount *
+column_count(CrateTarget *t, const TargetTable *table)
+{
+	MemoryContext oldcxt;
+	ColumnCount *count;
+	ListCell   *lc;
+
+	foreach(lc, t->columns)
+	{
+		count = lfirst(lc);
+		if (strcmp(count->qualified, table->qualified) == 0)
+			return count;
+	}
+	oldcxt = MemoryContextSwitchTo(t->cxt);
+	count = palloc0(sizeof(ColumnCount));
+	count->qualified = pstrdup(table->qualified);
+	t->columns = lappend(t->columns, count);
+	MemoryContextSwitchTo(oldcxt);
+	return count;
 }
 
 /* an upsert wrote fewer rows than were sent */
@@ -1336,6 +1508,7 @@ slot_advance(Slot *slot)
 	Verdict		v;
 	int			n;
 	int64		epoch;
+	int64		columns;
 
 	req->bytes_sent += slot->conn->bytes_sent;
 	judge(slot->conn, &answer, &v);
@@ -1349,7 +1522,8 @@ slot_advance(Slot *slot)
 		return;
 	}
 	if (v.outcome != TARGET_OK &&
-		!(slot->step == STEP_FAIL_FAST && v.outcome == TARGET_REFUSED_ROWS))
+		!((slot->step == STEP_FAIL_FAST || slot->step == STEP_PROBE) &&
+		  (v.outcome == TARGET_REFUSED_ROWS || v.outcome == TARGET_FAILED)))
 	{
 		/* a question that was lost has written nothing, now or later */
 		if (slot->step != STEP_UPSERT && slot->step != STEP_DELETE && v.outcome == TARGET_UNKNOWN)
@@ -1370,6 +1544,21 @@ slot_advance(Slot *slot)
 			slot->nwritten = answer.rowcount;
 			if (slot->nwritten < slot->live)
 				slot_fell_short(slot);
+			else if (may_forget_members(req->table))
+				slot_send(slot, STEP_COLUMNS);
+			else
+				slot_finish_with(slot, TARGET_OK, "", NULL);
+			return;
+
+		case STEP_COLUMNS:
+			if (!answer_int(&answer, &columns))
+				break;
+			column_count(slot->target, req->table)->n = columns;
+			if (columns != slot->columns)
+			{
+				slot->columns = columns;
+				slot_send(slot, STEP_UPSERT);
+			}
 			else
 				slot_finish_with(slot, TARGET_OK, "", NULL);
 			return;
@@ -1411,10 +1600,14 @@ slot_advance(Slot *slot)
 				slot_finish_with(slot, TARGET_OK, "", NULL);
 			}
 			else if (req->explain && slot->nwritten < slot->live)
-				slot_finish_with(slot, TARGET_REFUSED_ROWS, "dropped",
-								 "the target dropped the row without saying why, as CrateDB does before 6.0");
+				slot_send(slot, STEP_PROBE);
 			else
 				slot_finish_with(slot, TARGET_OK, "", NULL);
+			return;
+
+		case STEP_PROBE:
+			slot_finish_with(slot, TARGET_REFUSED_ROWS, "dropped",
+							 "the target dropped the row without saying why, as CrateDB does before 6.0");
 			return;
 	}
 	slot_finish_with(slot, slot->step == STEP_UPSERT || slot->step == STEP_DELETE ?
@@ -1452,7 +1645,7 @@ crate_submit(Target *target, TargetRequest *req)
 	Slot	   *slot = NULL;
 	MemoryContext oldcxt;
 
-	if (t->nbusy >= Min(cs_connections, MAX_CONNECTIONS))
+	if (t->nbusy >= Min(cs_connections, MAX_CONNECTIONS) + (req->beside ? 1 : 0))
 		return false;
 	for (int i = 0; i < t->nslots && slot == NULL; i++)
 	{
@@ -1471,6 +1664,7 @@ crate_submit(Target *target, TargetRequest *req)
 	target_request_reset(req);
 	slot->live = rowset_live(req->rows, req->lo, req->hi);
 	slot->nwritten = 0;
+	slot->columns = may_forget_members(req->table) ? column_count(t, req->table)->n : 0;
 	slot->chunk_found = 0;
 	INSTR_TIME_SET_CURRENT(slot->start);
 	MemoryContextReset(t->work);
@@ -1545,11 +1739,12 @@ crate_abandon(Target *target, TargetRequest *req)
  * ------------------------------------------------------------------- */
 
 /*
- * Waits for a done answer to the synchronous request, or, without one, ms
- * milliseconds; drives the writes meanwhile.  False: the server shuts down.
+ * Waits for the answer to the synchronous request, if for_answer, but no longer
+ * than ms milliseconds (-1: as long as it takes); drives the writes
+ * meanwhile.  False: the server shuts down.
  */
 static bool
-sync_wait(CrateTarget *t, long ms)
+sync_wait(CrateTarget *t, bool for_answer, long ms)
 {
 	TimestampTz deadline = ms < 0 ? 0 : GetCurrentTimestamp() + ms * INT64CONST(1000);
 	bool		going = true;
@@ -1563,7 +1758,7 @@ sync_wait(CrateTarget *t, long ms)
 			int			r;
 
 			crate_collect(t);
-			if (ms < 0 && t->sync_done)
+			if (for_answer && t->sync_done)
 				break;
 			if (ms >= 0 && (wait = (deadline - GetCurrentTimestamp() + 999) / 1000) <= 0)
 				break;
@@ -1607,10 +1802,12 @@ verdict_to_result(const Verdict *v, TargetResult *res)
 
 /*
  * Sends what was built in t->sync's body and judges the answer, which stays
- * in t->sync until the next call.  In the current memory context.
+ * in t->sync until the next call.  In the current memory context.  False: no
+ * answer came within patience (ms, -1: no limit but the request's), and the
+ * request is forgotten.
  */
-static void
-sync_send(CrateTarget *t, Answer *answer, TargetResult *res)
+static bool
+sync_send_patiently(CrateTarget *t, long patience, Answer *answer, TargetResult *res)
 {
 	Verdict		v;
 
@@ -1621,11 +1818,16 @@ sync_send(CrateTarget *t, Answer *answer, TargetResult *res)
 	t->sync->close_after = false;
 	t->sync_done = false;
 	http_start(t->sync);
-	if (!sync_wait(t, -1))
+	if (!sync_wait(t, true, patience))
 	{
 		http_cancel(t->sync);
 		target_result_error(res, TARGET_UNKNOWN, "shutdown", "interrupted: the worker is shutting down");
-		return;
+		return true;
+	}
+	if (!t->sync_done)
+	{
+		http_cancel(t->sync);
+		return false;
 	}
 	judge(t->sync, answer, &v);
 	/* for a question it is only that: one too large to be answered */
@@ -1637,6 +1839,13 @@ sync_send(CrateTarget *t, Answer *answer, TargetResult *res)
 		res->rowcount = answer->rowcount;
 		res->server_time = answer->duration;
 	}
+	return true;
+}
+
+static void
+sync_send(CrateTarget *t, Answer *answer, TargetResult *res)
+{
+	(void) sync_send_patiently(t, -1, answer, res);
 }
 
 /* JSON text that is valid in the database's encoding, whatever that is */
@@ -1853,6 +2062,8 @@ crate_check(Target *target, TargetInfo *info, TargetResult *res)
 	else if (res->outcome == TARGET_REFUSED_ROWS || res->outcome == TARGET_REFUSED_TABLE ||
 			 res->outcome == TARGET_TOO_BIG)
 		res->outcome = TARGET_REFUSED_ALL;
+	else if (res->outcome == TARGET_FAILED)
+		res->outcome = TARGET_UNREACHABLE;
 	res->ncols = res->nrows = 0;
 	res->cells = NULL;
 	res->colnames = NULL;
@@ -1935,7 +2146,8 @@ crate_raise_fence(Target *target, const TargetTable *table, int lane, int64 *epo
 {
 	CrateTarget *t = (CrateTarget *) target;
 	MemoryContext caller = sync_enter(t);
-	TimestampTz give_up = GetCurrentTimestamp() + cs_request_timeout * INT64CONST(1000);
+	TimestampTz give_up = GetCurrentTimestamp() +
+		Min(cs_request_timeout, FENCE_WAIT) * INT64CONST(1000);
 	StringInfoData args;
 	char	   *text;
 	long		pause = FIRST_POLL;
@@ -1965,7 +2177,7 @@ crate_raise_fence(Target *target, const TargetTable *table, int lane, int64 *epo
 		if (res->nrows == 1 && res->ncols == 1 && (text = cell_text(res->cells[0][0])) != NULL)
 			*epoch = strtoll(text, NULL, 10);
 		if (*epoch <= 0)
-			target_result_error(res, TARGET_REFUSED_TABLE, "fence",
+			target_result_error(res, TARGET_REFUSED_TABLE, "epoch",
 								"the fence table " FENCE_TABLE " in the target does not work as one");
 	}
 	while (res->outcome == TARGET_OK)
@@ -1979,7 +2191,7 @@ crate_raise_fence(Target *target, const TargetTable *table, int lane, int64 *epo
 		if (GetCurrentTimestamp() >= give_up)
 			target_result_error(res, TARGET_BUSY, "fence",
 								"%d older statement(s) on %s still run at the target", n, table->qualified);
-		else if (!sync_wait(t, pause))
+		else if (!sync_wait(t, false, pause))
 			target_result_error(res, TARGET_UNKNOWN, "shutdown", "interrupted: the worker is shutting down");
 		pause = Min(pause * 2, LAST_POLL);
 	}
@@ -2021,6 +2233,57 @@ crate_read_fence(Target *target, const TargetTable *table, int lane, int64 *epoc
 /* ---------------------------------------------------------------------
  * Reading rows
  * ------------------------------------------------------------------- */
+
+static char *table_args(const char *schema, const char *name);
+
+/*
+ * A table that has lost shards keeps whoever writes or refreshes it waiting
+ * for a minute; this tells at once.  Who may not see it is told that all is
+ * well.
+ */
+static void
+sync_reachable(CrateTarget *t, const TargetTable *table, TargetResult *res)
+{
+	char	   *missing = NULL;
+
+	sync_rows(t, "SELECT sum(missing_shards) FROM sys.health WHERE table_schema = ? AND table_name = ?",
+			  table_args(table->schema, table->name), 1, res);
+	if (res->outcome == TARGET_OK && res->nrows == 1)
+		missing = cell_text(res->cells[0][0]);
+	if (missing != NULL && atoi(missing) > 0)
+		target_result_error(res, TARGET_REFUSED_TABLE, "shards",
+							"not all shards of %s are available in the target", table->qualified);
+	else if (res->outcome != TARGET_UNREACHABLE && res->outcome != TARGET_UNKNOWN)
+	{
+		memset(res, 0, sizeof(*res));
+		res->server_time = -1;
+	}
+}
+
+static void
+crate_reachable(Target *target, const TargetTable *table, TargetResult *res)
+{
+	CrateTarget *t = (CrateTarget *) target;
+	MemoryContext caller = sync_enter(t);
+
+	sync_reachable(t, table, res);
+	sync_leave(t, caller, res);
+}
+
+static void
+sync_refresh(CrateTarget *t, const TargetTable *table, TargetResult *res)
+{
+	Answer		answer;
+
+	build_refresh(&t->sync->body, table);
+	if (sync_send_patiently(t, REFRESH_PATIENCE, &answer, res))
+		return;
+	sync_reachable(t, table, res);
+	if (res->outcome != TARGET_OK)
+		return;
+	build_refresh(&t->sync->body, table);
+	sync_send(t, &answer, res);
+}
 
 /* appends an answer's rows to out, from each one's place skip on */
 static void
@@ -2100,8 +2363,7 @@ crate_page(Target *target, const TargetTable *table, const int *cols, int ncols,
 
 	if (refresh)
 	{
-		build_refresh(buf, table);
-		sync_send(t, &answer, res);
+		sync_refresh(t, table, res);
 		if (res->outcome != TARGET_OK)
 		{
 			sync_leave(t, caller, res);
@@ -2184,10 +2446,7 @@ crate_fetch(Target *target, const TargetTable *table, const int *cols, int ncols
 
 	memset(res, 0, sizeof(*res));
 	if (table->nkeys > 1 && fresh)
-	{
-		build_refresh(&t->sync->body, table);
-		sync_send(t, &answer, res);
-	}
+		sync_refresh(t, table, res);
 	while (res->outcome == TARGET_OK && lo < hi)
 	{
 		int			end = fresh ? lookup_chunk(table, keys, lo, hi) : hi;
@@ -2212,10 +2471,8 @@ crate_refresh(Target *target, const TargetTable *table, TargetResult *res)
 {
 	CrateTarget *t = (CrateTarget *) target;
 	MemoryContext caller = sync_enter(t);
-	Answer		answer;
 
-	build_refresh(&t->sync->body, table);
-	sync_send(t, &answer, res);
+	sync_refresh(t, table, res);
 	sync_leave(t, caller, res);
 }
 
@@ -2512,14 +2769,15 @@ table_args(const char *schema, const char *name)
 }
 
 static void
-sync_ensure_table(CrateTarget *t, const TargetTable *table, bool *created, TargetResult *res)
+sync_ensure_table(CrateTarget *t, const TargetTable *table, bool *created, bool *altered,
+				  TargetResult *res)
 {
 	char	   *args = table_args(table->schema, table->name);
 	bool	   *missing = palloc(sizeof(bool) * table->ncols);
 	TargetResult columns;
 	int64		epoch;
 
-	*created = false;
+	*created = *altered = false;
 	for (int attempt = 0;; attempt++)
 	{
 		sync_rows(t, "SELECT column_name, data_type, character_maximum_length, numeric_precision,"
@@ -2575,7 +2833,10 @@ sync_ensure_table(CrateTarget *t, const TargetTable *table, bool *created, Targe
 		sync_query(t, ddl.data, NULL, res);
 		if (res->outcome == TARGET_REFUSED_ROWS)
 			res->outcome = TARGET_REFUSED_TABLE;
+		*altered = true;
 	}
+	if (res->outcome == TARGET_OK)
+		sync_reachable(t, table, res);
 	if (res->outcome == TARGET_OK)
 	{
 		/* whatever we write is fenced, and lane 0 is always there */
@@ -2585,12 +2846,13 @@ sync_ensure_table(CrateTarget *t, const TargetTable *table, bool *created, Targe
 }
 
 static void
-crate_ensure_table(Target *target, const TargetTable *table, bool *created, TargetResult *res)
+crate_ensure_table(Target *target, const TargetTable *table, bool *created, bool *altered,
+				   TargetResult *res)
 {
 	CrateTarget *t = (CrateTarget *) target;
 	MemoryContext caller = sync_enter(t);
 
-	sync_ensure_table(t, table, created, res);
+	sync_ensure_table(t, table, created, altered, res);
 	res->nrows = res->ncols = 0;
 	res->cells = NULL;
 	res->colnames = NULL;
@@ -2731,6 +2993,7 @@ const TargetOps target_crate_ops = {
 	.statement = crate_statement,
 	.check = crate_check,
 	.ensure_table = crate_ensure_table,
+	.reachable = crate_reachable,
 	.drop_table = crate_drop_table,
 	.swap_table = crate_swap_table,
 	.raise_fence = crate_raise_fence,

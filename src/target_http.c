@@ -34,6 +34,7 @@
 #define MAX_EVENTS		16
 #define FIRST_DELAY		1000	/* ms until a failed host is preferred again */
 #define KEPT_BUFFER		(1024 * 1024)	/* an answer's buffer kept for the next */
+#define MAX_HEADER		(256 * 1024)	/* bytes of an answer's header lines */
 
 /* every address is one of ours: paths and protocols are not for the setting */
 #define URL_PATH		"/_sql"
@@ -70,6 +71,7 @@ struct HttpHandle
 	uint32		tried;			/* hosts this request has been to */
 	Size		body_pos;		/* handed to libcurl so far */
 	Size		answer_size;	/* allocated */
+	Size		header_len;
 	bool		out_of_memory;
 	instr_time	start;
 };
@@ -277,21 +279,34 @@ write_callback(char *data, size_t size, size_t nmemb, void *userp)
 	}
 	if (conn->answer_len + n + 1 > h->answer_size)
 	{
-		Size		want = Max(h->answer_size * 2, conn->answer_len + n + 1);
-		char	   *bigger = realloc(conn->answer, Max(want, 4096));
+		Size		want = Max(Max(h->answer_size * 2, 4096), conn->answer_len + n + 1);
+		char	   *bigger;
 
+		want = Min(want, conn->max_answer + 1);
+		bigger = realloc(conn->answer, want);
 		if (bigger == NULL)
 		{
 			h->out_of_memory = true;
 			return 0;
 		}
 		conn->answer = bigger;
-		h->answer_size = Max(want, 4096);
+		h->answer_size = want;
 	}
 	memcpy(conn->answer + conn->answer_len, data, n);
 	conn->answer_len += n;
 	conn->answer[conn->answer_len] = '\0';
 	return conn->answer_cut ? 0 : size * nmemb;
+}
+
+/* libcurl keeps all header lines, however many come */
+static size_t
+header_callback(char *data, size_t size, size_t nitems, void *userp)
+{
+	HttpConn   *conn = userp;
+	HttpHandle *h = conn->handle;
+
+	h->header_len += size * nitems;
+	return h->header_len > MAX_HEADER ? 0 : size * nitems;
 }
 
 static int
@@ -551,6 +566,8 @@ handle_prepare(HttpConn *conn)
 	SET(CURLOPT_SEEKFUNCTION, seek_callback);
 	SET(CURLOPT_WRITEFUNCTION, write_callback);
 	SET(CURLOPT_WRITEDATA, conn);
+	SET(CURLOPT_HEADERFUNCTION, header_callback);
+	SET(CURLOPT_HEADERDATA, conn);
 
 	if (cs_user != NULL && cs_user[0] != '\0')
 	{
@@ -646,6 +663,21 @@ conn_done(HttpConn *conn, HttpFate fate)
 	h->done = true;
 }
 
+/* libcurl's words for a failure, or better ones */
+static const char *
+failure_text(const HttpHandle *h, CURLcode rc)
+{
+	if (h->out_of_memory)
+		return "out of memory for the answer";
+	if (h->header_len > MAX_HEADER)
+		return "the header of the answer is too long";
+	/* it wanted to send again, which our seek_callback does not let it */
+	if (rc == CURLE_SEND_FAIL_REWIND || (rc == CURLE_GOT_NOTHING && h->body_pos > 0) ||
+		(rc == CURLE_SEND_ERROR && strncmp(h->errbuf, "Connection died", 15) == 0))
+		return "the connection was closed before an answer came";
+	return h->errbuf[0] ? h->errbuf : curl_easy_strerror(rc);
+}
+
 static void
 conn_answered(HttpConn *conn, CURLcode rc)
 {
@@ -667,9 +699,7 @@ conn_answered(HttpConn *conn, CURLcode rc)
 		return;
 	}
 
-	snprintf(conn->error, sizeof(conn->error), "%s: %s", host->name,
-			 h->out_of_memory ? "out of memory for the answer" :
-			 h->errbuf[0] ? h->errbuf : curl_easy_strerror(rc));
+	snprintf(conn->error, sizeof(conn->error), "%s: %s", host->name, failure_text(h, rc));
 
 	if (h->body_pos > 0)
 	{
@@ -730,6 +760,7 @@ conn_attempt(HttpConn *conn)
 	h->tried |= (uint32) 1 << h->host;
 	h->body_pos = 0;
 	h->out_of_memory = false;
+	h->header_len = 0;
 	h->errbuf[0] = '\0';
 	conn->answer_len = 0;
 	conn->answer_cut = false;

@@ -1203,7 +1203,7 @@ does_not_fit(SqliteTarget *t, const char *fmt,...)
 
 /* compares the table that is there with the one wanted; adds what it lacks */
 static bool
-fit_table(SqliteTarget *t, const TargetTable *table, const char *file_name)
+fit_table(SqliteTarget *t, const TargetTable *table, const char *file_name, bool *altered)
 {
 	sqlite3_stmt *stmt = prepare(t, "SELECT name, type, \"notnull\", dflt_value IS NULL, pk"
 								 " FROM pragma_table_info(?1) ORDER BY cid");
@@ -1270,13 +1270,14 @@ fit_table(SqliteTarget *t, const TargetTable *table, const char *file_name)
 									  target_quote_ident(table->cols[i].name),
 									  declared_type(table->cols[i].kind)));
 			ok = add && finish(t, add);
+			*altered = true;
 		}
 	}
 	return ok;
 }
 
 static bool
-make_or_fit_table(SqliteTarget *t, const TargetTable *table, bool *created)
+make_or_fit_table(SqliteTarget *t, const TargetTable *table, bool *created, bool *altered)
 {
 	char	   *file_name = file_name_of(table->schema, table->name);
 	sqlite3_stmt *stmt;
@@ -1327,23 +1328,24 @@ make_or_fit_table(SqliteTarget *t, const TargetTable *table, bool *created)
 	rc = sqlite3_step(stmt);
 	*created = rc != SQLITE_ROW || sqlite3_column_int(stmt, 0) == 0;
 	sqlite3_finalize(stmt);
-	return fit_table(t, table, file_name);
+	return fit_table(t, table, file_name, altered);
 }
 
 static void
-sqlite_ensure_table(Target *target, const TargetTable *table, bool *created, TargetResult *res)
+sqlite_ensure_table(Target *target, const TargetTable *table, bool *created, bool *altered,
+					TargetResult *res)
 {
 	SqliteTarget *t = (SqliteTarget *) target;
 	bool		ok;
 
 	result_init(res);
-	*created = false;
+	*created = *altered = false;
 	ok = ready(t) && run(t, "BEGIN IMMEDIATE");
 	if (ok)
-		ok = end_transaction(t, make_or_fit_table(t, table, created));
+		ok = end_transaction(t, make_or_fit_table(t, table, created, altered));
 	if (!ok)
 	{
-		*created = false;
+		*created = *altered = false;
 		result_fail(t, res);
 	}
 }

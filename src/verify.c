@@ -380,6 +380,7 @@ target_failed(SyncTable *st, VerifyRun *run, const TargetResult *res)
 	{
 		case TARGET_TOO_BIG:
 		case TARGET_REFUSED_ROWS:
+		case TARGET_FAILED:
 			return true;
 		case TARGET_UNREACHABLE:
 		case TARGET_REFUSED_ALL:
@@ -941,6 +942,7 @@ key_as_jsonb(SyncTable *st, const char *cells)
 	if (result != (Datum) 0)
 		return result;
 	initStringInfo(&buf);
+	cells = target_clean_text(cells, strlen(cells));
 	types_json_string(&buf, cells, strlen(cells));
 	return DirectFunctionCall1(jsonb_in, CStringGetDatum(buf.data));
 }

@@ -21,12 +21,14 @@
 #include "detach.h"
 #include "executor/spi.h"
 #include "live.h"
+#include "mb/pg_wchar.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
+#include "storage/pmsignal.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
 #include "sync.h"
@@ -44,6 +46,8 @@
 
 /* deaths in a row without anything pushed, after which it stays down */
 #define UNCLEAN_STARTS_LIMIT 10
+/* whoever lived that long did not die of what it found at its start */
+#define UNCLEAN_LIFE_MS 60000
 
 Target	   *the_target = NULL;
 bool		worker_target_ok = false;
@@ -57,7 +61,10 @@ static char target_trouble_said[32];	/* the state that was logged last */
 static bool stopped = false;	/* control.stopped */
 static Oid	extension_oid = InvalidOid;
 static bool restart_wanted = false;
+static bool start_counted = false;	/* in worker_state.unclean_starts */
 static bool progress_noted = false;
+
+static void note_progress(void);
 
 typedef struct Turn
 {
@@ -86,7 +93,9 @@ worker_tell_state(const char *state, const char *error, const char *hint)
 	strlcpy(live_db->state, state, sizeof(live_db->state));
 	if (error != NULL)
 	{
-		strlcpy(live_db->last_error, error, sizeof(live_db->last_error));
+		/* not in the middle of a character */
+		strlcpy(live_db->last_error, error,
+				1 + pg_mbcliplen(error, strlen(error), sizeof(live_db->last_error) - 1));
 		live_db->last_error_time = GetCurrentTimestamp();
 	}
 	strlcpy(live_db->hint, hint ? hint : "", sizeof(live_db->hint));
@@ -174,10 +183,38 @@ target_trouble(TargetOutcome outcome, const char *code, const char *message)
 	worker_tell_state(state, text, hint);
 }
 
+/* what a person can do about a table that is stopped for that reason */
+static const char *
+trouble_hint(const char *code)
+{
+	static const char *const hints[][2] = {
+		{"columns", "Mend the table in the target, or drop it there: then it is made and loaded anew. Changes go on queueing."},
+		{"mismatch", "Mend the table in the target, or drop it there: then it is made and loaded anew. Changes go on queueing."},
+		{"shards", "It goes on by itself when the node that has them is back. If they are lost for good, drop the table in the target: then it is made and loaded anew. Replicas avoid this."},
+		{"5002", "It goes on by itself when the node that has the shards is back; see sys.health in the target."},
+		{"4007", "The table is blocked in the target: see its settings blocks.*. It goes on by itself when the block is gone; changes go on queueing."},
+		{"4037", "The target's disk is nearly full: make room there. It goes on by itself when the block is gone; changes go on queueing."},
+		{"dropped", "Is the table blocked in the target, or the disk there nearly full? It goes on by itself then; changes go on queueing."},
+		{"4011", "Give crate_sync.user its rights in the target: GRANT DQL, DML, DDL ON SCHEMA. Changes go on queueing."},
+		{"http 429", "The target has no room for more: see its load. It is tried again by itself; changes go on queueing."},
+		{"network", "The target answers, but not to this table's requests: see what keeps it there, or raise crate_sync.request_timeout or lower crate_sync.batch_rows. Changes go on queueing."},
+		{"fence", "Older statements on the table still run in the target: see sys.jobs there. It goes on by itself when they end; changes go on queueing."},
+		{"5000", "See the target's log. It is tried again by itself; changes go on queueing."},
+	};
+
+	for (int i = 0; code != NULL && i < lengthof(hints); i++)
+	{
+		if (strcmp(hints[i][0], code) == 0)
+			return hints[i][1];
+	}
+	return "It is tried again by itself; changes go on queueing.";
+}
+
 void
 table_trouble(SyncTable *st, const char *code, const char *message, const char *hint)
 {
-	const char *text = message ? message : "no reason given";
+	/* the source's words may be those of a user's function: any text at all */
+	const char *text = message ? target_clean_text(message, strlen(message)) : "no reason given";
 
 	st->in_error = true;
 	st->target_ready = false;
@@ -189,8 +226,8 @@ table_trouble(SyncTable *st, const char *code, const char *message, const char *
 	if (st->error_hint != NULL)
 		pfree(st->error_hint);
 	st->error_message = MemoryContextStrdup(st->cxt, text);
-	st->error_hint = MemoryContextStrdup(st->cxt, hint ? hint :
-										 "It is tried again by itself; changes go on queueing.");
+	st->error_hint = MemoryContextStrdup(st->cxt, hint ?
+										 target_clean_text(hint, strlen(hint)) : trouble_hint(code));
 	strlcpy(st->error_code, code ? code : "", sizeof(st->error_code));
 	st->error_changed = true;
 	st->dirty = true;
@@ -243,6 +280,12 @@ on_exit_clear(int code, Datum arg)
 
 	if (live_db == NULL)
 		return;
+	/* asked to leave, or leaving by itself: that is no unclean end */
+	if (start_counted && !progress_noted && PostmasterIsAlive())
+	{
+		AbortOutOfAnyTransaction();
+		note_progress();
+	}
 	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
 	live_db->pid = 0;
 	live_db->proc = NULL;
@@ -304,10 +347,15 @@ worker_idle(void)
 		leave_if_database_is_claimed();
 }
 
-static void
-pin_settings(void)
+/*
+ * What is set for all roles, for the database or for the server is not meant for
+ * us: not the output of values, nor limits, nor how transactions begin.
+ */
+void
+worker_pin_settings(void)
 {
 	static const char *const settings[][2] = {
+		{"role", "none"},
 		{"search_path", "pg_catalog, pg_temp"},
 		{"timezone", "UTC"},
 		{"datestyle", "ISO, YMD"},
@@ -331,16 +379,19 @@ pin_settings(void)
 		{"enable_material", "off"},
 		{"max_parallel_workers_per_gather", "0"},
 		{"jit", "off"},
+		/* filters are read as they were when they were given */
+		{"standard_conforming_strings", "on"},
+		{"backslash_quote", "safe_encoding"},
+		{"array_nulls", "on"},
+		{"transform_null_equals", "off"},
+#if PG_VERSION_NUM >= 170000
+		{"transaction_timeout", "0"},
+#endif
 		{"application_name", "crate_sync"},
 	};
 
 	for (int i = 0; i < lengthof(settings); i++)
 		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
-
-	/* targets speak UTF-8: conversions are looked up now, in a transaction */
-	StartTransactionCommand();
-	SetConfigOption("client_encoding", "UTF8", PGC_USERSET, PGC_S_SESSION);
-	CommitTransactionCommand();
 }
 
 TimeLineID
@@ -398,8 +449,9 @@ begin_work(void)
 								(errmsg("crate_sync: the server is on a new timeline: all tables are resynced")));
 						SPI_execute("UPDATE crate_sync.mirror_state SET load_mode = 'full', load_phase = 'load', "
 									"load_rel = NULL, load_filenode = NULL, load_block = 0, load_rows = 0, "
-									"load_start = pg_catalog.clock_timestamp(), sweep_key = NULL "
-									"WHERE resync_done >= 0", false, 0);
+									"load_start = pg_catalog.clock_timestamp(), sweep_key = NULL, "
+									"last_load_time = NULL WHERE resync_done >= 0 "
+									"AND load_mode IS DISTINCT FROM '" LOAD_MODE_DETACHED "'", false, 0);
 					}
 					sql = psprintf("UPDATE crate_sync.worker_state SET timeline = %d", (int) worker_timeline());
 					SPI_execute(sql, false, 0);
@@ -415,7 +467,9 @@ begin_work(void)
 		leave(LIVE_ABSENT, 0);
 	if (stopped)
 		leave(LIVE_ABSENT, 0);
-	if (unclean > UNCLEAN_STARTS_LIMIT)
+	if (unclean <= UNCLEAN_STARTS_LIMIT)
+		start_counted = true;
+	else
 	{
 		const char *hint = "Look for the reason in the server's log, then SELECT crate_sync.start();";
 
@@ -435,14 +489,17 @@ note_progress(void)
 {
 	if (progress_noted)
 		return;
+	progress_noted = true;
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	SPI_connect();
-	SPI_execute("UPDATE crate_sync.worker_state SET unclean_starts = 0", false, 0);
-	SPI_finish();
+	if (get_extension_oid("crate_sync", true) == extension_oid)
+	{
+		SPI_connect();
+		SPI_execute("UPDATE crate_sync.worker_state SET unclean_starts = 0", false, 0);
+		SPI_finish();
+	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
-	progress_noted = true;
 }
 
 /*
@@ -577,6 +634,7 @@ target_check(void)
 {
 	TargetInfo	info;
 	TargetResult res;
+	dlist_iter	it;
 
 	if (worker_target_ok)
 		return true;
@@ -591,7 +649,10 @@ target_check(void)
 		return false;
 	}
 	worker_target_ok = true;
+	/* it may have been restored, wiped or exchanged meanwhile */
 	claim_forget();
+	dlist_foreach(it, &sync_tables)
+		dlist_container(SyncTable, node, it.cur)->target_ready = false;
 	target_attempts = 0;
 	target_trouble_said[0] = '\0';
 	if (live_db != NULL)
@@ -618,18 +679,30 @@ serve_refreshes(void)
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
 		TargetResult res;
 
+		/* whose it is is not known yet: perhaps it is to be resynced */
+		if (!st->target_ready && st->def != NULL && !st->in_error && !st->spec.paused)
+			return;
 		if (!st->unrefreshed || !st->target_ready || st->def == NULL)
 			continue;
 		memset(&res, 0, sizeof(res));
 		the_target->ops->refresh(the_target, &st->def->target, &res);
 		if (res.outcome == TARGET_OK)
+		{
 			st->unrefreshed = false;
+			st->refresh_tries = 0;
+		}
 		else if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
 		{
 			target_trouble(res.outcome, res.code, res.message);
 			return;
 		}
-		else if (!st->spec.paused && !st->in_error)
+		else if (res.outcome == TARGET_REFUSED_TABLE || ++st->refresh_tries > 2)
+		{
+			/* what nobody can search is that table's trouble, and no other's */
+			st->refresh_tries = 0;
+			table_trouble(st, res.code, res.message, NULL);
+		}
+		else if (!st->spec.paused)
 			return;				/* later */
 	}
 	live_db->refresh_done = wanted;
@@ -742,6 +815,9 @@ take_turn(void)
 
 		if (!worker_target_ok || st->def == NULL || st->in_error)
 			continue;
+		lanes_watch(st);
+		if (st->in_error)
+			continue;
 		/* it fits again, and there is nothing that could show more than that */
 		if (st->error_message != NULL && st->target_ready && !st->stale && lanes_idle(st) &&
 			dlist_is_empty(&st->passes) &&
@@ -804,6 +880,9 @@ write_stats_and_rotate(bool idle)
 	if (now >= turn.next_stats)
 	{
 		detach_check();
+		if (!progress_noted && live_db != NULL &&
+			now > TimestampTzPlusMilliseconds(live_db->start_time, UNCLEAN_LIFE_MS))
+			note_progress();
 		pgstat_report_stat(true);
 		turn.next_stats = TimestampTzPlusMilliseconds(now, 1000);
 	}
@@ -891,7 +970,11 @@ crate_sync_worker_main(Datum arg)
 	before_shmem_exit(on_exit_clear, (Datum) 0);
 	worker_tell_state("starting", NULL, NULL);
 
-	pin_settings();
+	worker_pin_settings();
+	/* targets speak UTF-8: conversions are looked up now, in a transaction */
+	StartTransactionCommand();
+	SetConfigOption("client_encoding", "UTF8", PGC_USERSET, PGC_S_SESSION);
+	CommitTransactionCommand();
 	begin_work();
 	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
 	live_db->wanted = LIVE_WANTED;

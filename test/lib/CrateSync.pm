@@ -543,8 +543,11 @@ sub finish
 				args => [ $self->{schema} ] })->{rows};
 		$self->{node}->psql('postgres', "DROP DATABASE $self->{db} WITH (FORCE)");
 		$self->target_post({ stmt => 'DROP TABLE IF EXISTS ' . $self->target_table($_->[0]) }) foreach @$rows;
-		$self->target_post(
-			{ stmt => 'DELETE FROM crate_sync.fence WHERE id LIKE ?', args => ["\"$self->{schema}\".%"] });
+		# not there if no table got that far
+		eval {
+			$self->target_post(
+				{ stmt => 'DELETE FROM crate_sync.fence WHERE id LIKE ?', args => ["\"$self->{schema}\".%"] });
+		};
 	}
 	else
 	{

@@ -12,6 +12,8 @@ The control port takes POST / with a JSON object; every key is optional:
 
     reset: true             forget faults, log and held requests; tables stay
     wipe: true              forget the tables
+    save: true              remembers the tables as they are; restore: true brings them back
+    missing_shards: {"s.t": 2}    what sys.health says of a table from now on
     faults: [...]           replaces the faults; add_faults: [...] appends
     release: true           lets held requests go on
     listening: [true, ...]  opens or closes listeners and their connections
@@ -31,7 +33,8 @@ A fault holds for requests whose statement matches all it names:
 and does one or more of:
 
     status, body, headers   that answer, the statement is not carried out
-    html, redirect, garbage, wrong_json, not_crate, endless: true    the like
+    html, redirect, garbage, wrong_json, not_crate, endless, endless_header: true    the like
+    gzip: true              carried out, and answered compressed, though nobody asked for that
     cut: "before" | "middle" | "after"   closes the connection: nothing done; in the middle of
                             the answer; without an answer.  Done in the last two
     delay: 2.5              seconds before the answer, though carried out
@@ -46,6 +49,7 @@ and does one or more of:
 
 import argparse
 import base64
+import copy
 import gzip
 import hmac
 import json
@@ -68,7 +72,7 @@ from values import to_json                      # noqa: E402
 MAX_BODY = 100 * 1024 * 1024
 MAX_STRING = 20_000_000
 EFFECTS = {'status', 'body', 'headers', 'html', 'redirect', 'garbage', 'wrong_json', 'not_crate',
-           'endless', 'cut', 'delay', 'delay_before', 'hold', 'drop', 'refuse', 'refuse_code',
+           'endless', 'endless_header', 'gzip', 'cut', 'delay', 'delay_before', 'hold', 'drop', 'refuse', 'refuse_code',
            'refuse_message', 'error'}
 CONDITIONS = {'match', 'args', 'port', 'skip', 'times'}
 
@@ -132,7 +136,7 @@ class Standin:
     # control ----------------------------------------------------------------
 
     def control(self, msg):
-        unknown = set(msg) - {'reset', 'wipe', 'faults', 'add_faults', 'release', 'listening',
+        unknown = set(msg) - {'reset', 'wipe', 'save', 'restore', 'missing_shards', 'faults', 'add_faults', 'release', 'listening',
                               'version', 'user', 'log', 'clear_log'}
         if unknown:
             raise ValueError('unknown: %s' % ', '.join(sorted(unknown)))
@@ -156,9 +160,15 @@ class Standin:
                 self.user = tuple(msg['user']) if msg['user'] else None
         if 'version' in msg:
             self.engine.set_version(msg['version'])
-        if msg.get('wipe'):
-            with self.engine.lock:
+        with self.engine.lock:
+            if msg.get('save'):
+                self.saved = copy.deepcopy(self.engine.tables)
+            if msg.get('wipe'):
                 self.engine.tables.clear()
+            if msg.get('restore'):
+                self.engine.tables = copy.deepcopy(self.saved)
+            if 'missing_shards' in msg:
+                self.engine.missing_shards = msg['missing_shards']
         for listener, on in zip(self.listeners, msg.get('listening', [])):
             if on:
                 listener.open()
@@ -478,6 +488,9 @@ class Connection:
         if faults.get('cut') == 'middle':
             self.conn.sendall(self.head(status, len(data)) + data[:len(data) // 2])
             raise Closed
+        if faults.get('gzip'):
+            self.answer(status, gzip.compress(data), extra={'content-encoding': 'gzip'})
+            return
         self.answer(status, data)
 
     def parse_body(self, body):
@@ -544,6 +557,10 @@ class Connection:
         if faults.get('garbage'):
             self.conn.sendall(os.urandom(4096).replace(b'\n', b'x'))
             raise Closed
+        if faults.get('endless_header'):
+            self.conn.sendall(b'HTTP/1.1 200 OK\r\n')
+            while True:
+                self.conn.sendall(b'x-more: ' + b'x' * 8000 + b'\r\n')
         if faults.get('endless'):
             self.conn.sendall(b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n'
                               b'transfer-encoding: chunked\r\n\r\n')

@@ -638,6 +638,7 @@ class Engine:
     def __init__(self, version='6.4.3'):
         self.lock = threading.RLock()
         self.tables = {}
+        self.missing_shards = {}
         self.jobs = {}
         self.cluster_id = uuid.uuid4().hex[:22]
         self.set_version(version)
@@ -687,13 +688,18 @@ class Engine:
                                    'routing_state', 'num_docs'],
                     'sys.allocations': ['table_schema', 'table_name', 'shard_id', 'primary',
                                         'current_state', 'explanation'],
-                    'sys.health': ['table_schema', 'table_name', 'health', 'severity'],
+                    'sys.health': ['table_schema', 'table_name', 'health', 'severity',
+                                   'missing_shards', 'underreplicated_shards'],
                     'sys.checks': ['id', 'passed', 'severity', 'description']}[full]
             rows = []
             for t in tables:
                 base = {'schema_name': t.schema, 'table_schema': t.schema, 'table_name': t.name,
                         'primary': True, 'state': 'STARTED', 'routing_state': 'STARTED',
-                        'current_state': 'STARTED', 'health': 'GREEN', 'severity': 1}
+                        'current_state': 'STARTED', 'health': 'GREEN', 'severity': 1,
+                        'missing_shards': 0, 'underreplicated_shards': 0}
+                missing = self.missing_shards.get(t.schema + '.' + t.name, 0)
+                if missing:
+                    base.update(health='RED', severity=3, missing_shards=missing)
                 for i in range(t.shards if full in ('sys.shards', 'sys.allocations') else 1):
                     rows.append(dict(base, id=i, shard_id=i, num_docs=len(t.seen)))
             return cols, [] if full == 'sys.checks' else rows

@@ -244,6 +244,30 @@ CrateSync::on_targets($node, sub {
 	$m->equal([ 'z', 'other' ], 'all rows mended');
 });
 
+# --- a filter that does not end on one row: that row is parked, and other tables do not wait for it for long
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+
+	$m->sql(<<'EOQ');
+CREATE FUNCTION endless(i int) RETURNS bool IMMUTABLE LANGUAGE plpgsql AS
+	$$ BEGIN IF i = 500 THEN PERFORM pg_sleep(100000); END IF; RETURN true; END $$;
+CREATE TABLE e (id int PRIMARY KEY, v text);
+CREATE TABLE other (id int PRIMARY KEY, v text);
+INSERT INTO e SELECT i, 'x' FROM generate_series(1, 1000) i;
+EOQ
+	$m->add('other');
+	$m->sql(q{SELECT crate_sync.add_table('e', row_filter => 'endless(id)')});
+	ok($m->poll(q{SELECT n_failed_rows = 1 AND state = 'ready' FROM crate_sync.tables WHERE relname = 'e'}), 'the one row is parked');
+	is($m->sql(q{SELECT key->>'id' || ' ' || action FROM crate_sync.failed_rows}), '500 read', 'the right one');
+	is($m->target_count('e'), 999, 'its neighbours are there');
+	$m->sql(q{INSERT INTO other VALUES (1, 'a'); UPDATE e SET v = 'y' WHERE id IN (499, 500, 501)});
+	ok($m->wait_sync('other'), 'another table goes on');
+	ok($m->poll(q{SELECT queued_keys = 0 FROM crate_sync.tables WHERE relname = 'e'}), 'nothing stays in the queue');
+	is($m->target_value(q{SELECT count(*) FROM {e} WHERE v = 'y'}), 2, 'its neighbours once more');
+	$m->sql('DELETE FROM e WHERE id = 500');
+	ok($m->poll('SELECT ok FROM crate_sync.status'), 'gone, all is well');
+}, kinds => ['sqlite']);
+
 # --- pg_dump and restore: the tables come with their mirrors, as a copy that waits to be adopted
 {
 	my $m = CrateSync::Mirror->new($node, 'sqlite');
