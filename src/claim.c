@@ -457,6 +457,13 @@ claim_table(SyncTable *st, char **who, TargetResult *res)
 			our_beat = Max(our_beat, last_beat_found + BEAT_TAKEOVER);
 		if (claim.found && strcmp(claim.cell[C_PLACE], our_place) != 0)
 			beat_acked = 0;		/* none at this place yet */
+		if (verdict == CLAIM_OURS_AGAIN && st->resync_done == st->spec.resync_no &&
+			!load_is_detached(st))
+		{
+			/* once the claim is written nothing else tells that this is due */
+			load_need(st, "full");
+			state_ack(true);
+		}
 		if (!write_claim(key, 0, epoch, res))
 			return CLAIM_TROUBLE;
 		next_beat = 0;			/* say at once that this is our place */
@@ -467,6 +474,19 @@ claim_table(SyncTable *st, char **who, TargetResult *res)
 		st->dirty = true;
 	}
 	return verdict;
+}
+
+bool
+claim_is_anothers(SyncTable *st)
+{
+	TargetResult res;
+	Claim		claim;
+
+	memset(&res, 0, sizeof(res));
+	return ensure_claim_table(&res) &&
+		fetch_claim(table_key(st->spec.target_schema, st->spec.target_table), &claim, &res) &&
+		claim.found && (strcmp(claim.cell[C_TOKEN], our_token) != 0 ||
+						strcmp(claim.cell[C_PLACE], our_place) != 0);
 }
 
 bool

@@ -32,6 +32,9 @@ extern void claim_forget(void);
  */
 extern ClaimVerdict claim_table(SyncTable *st, char **who, TargetResult *res);
 
+/* as far as can be seen now, it is another's, or was written from another place */
+extern bool claim_is_anothers(SyncTable *st);
+
 /* asked after the table's fence was raised */
 extern bool claim_is_still_ours(SyncTable *st);
 

@@ -10,13 +10,17 @@
  */
 #include "crate_sync.h"
 
+#include "access/relation.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "claim.h"
 #include "detach.h"
 #include "executor/spi.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
 #include "sync.h"
 #include "utils/builtins.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "verify.h"
 #include "worker.h"
@@ -114,7 +118,7 @@ set_target_name(SyncTable *st)
 
 /* is the table ours to write? */
 static bool
-claim_for(SyncTable *st, bool *again)
+claim_for(SyncTable *st)
 {
 	static bool waiting = false;
 	TargetResult res;
@@ -123,7 +127,7 @@ claim_for(SyncTable *st, bool *again)
 	switch (claim_table(st, &who, &res))
 	{
 		case CLAIM_OURS_AGAIN:
-			*again = true;
+			st->claimed_again = true;
 			/* FALLTHROUGH */
 		case CLAIM_OURS:
 			if (waiting)
@@ -174,6 +178,33 @@ target_is_empty(SyncTable *st)
 	empty = res.outcome == TARGET_OK && rows->nrows == 0;
 	rowset_free(rows);
 	return empty;
+}
+
+/* false: all of its storage is empty */
+static bool
+source_may_have_rows(SyncTable *st)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	bool		may = false;
+	ListCell   *lc;
+
+	StartTransactionCommand();
+	foreach(lc, st->feed_leaves)
+	{
+		Relation	rel;
+
+		/* who has it locked may be filling it */
+		if (!ConditionalLockRelationOid(lfirst_oid(lc), AccessShareLock))
+			may = true;
+		else if ((rel = try_relation_open(lfirst_oid(lc), NoLock)) != NULL)
+		{
+			may |= RelationGetNumberOfBlocks(rel) > 0;
+			relation_close(rel, NoLock);
+		}
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(oldcxt);
+	return may;
 }
 
 /*
@@ -240,9 +271,9 @@ bool
 prepare_table(SyncTable *st)
 {
 	TargetResult res;
-	bool		created = false;
-	bool		altered = false;
-	bool		again = false;
+	bool		created;
+	bool		altered;
+	bool		again;
 
 	if (st->in_error)
 	{
@@ -281,7 +312,13 @@ prepare_table(SyncTable *st)
 				st->claim_retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 100);
 			return false;
 		}
+		/* another's table is not even altered */
+		if (claim_is_anothers(st) && !claim_for(st))
+			return false;
+		created = altered = false;
 		the_target->ops->ensure_table(the_target, &st->def->target, &created, &altered, &res);
+		st->found_missing |= created;
+		st->found_altered |= altered;
 		if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
 		{
 			target_trouble(res.outcome, res.code, res.message);
@@ -292,20 +329,32 @@ prepare_table(SyncTable *st)
 			table_trouble(st, res.code, res.message, NULL);
 			return false;
 		}
-		if (!claim_for(st, &again) || !fence_former_lanes(st))
+		if (!claim_for(st) || !fence_former_lanes(st))
 			return false;
+		if (st->found_missing || (st->ready_no == 0 && st->loaded_once))
+		{
+			bool		empty = target_is_empty(st);
+
+			/* it was there before us: what it has too much must go */
+			if (st->found_missing && !empty)
+				st->found_altered = true;
+			/* or a former worker made it, and died before it could write that down */
+			st->found_missing = empty && (st->found_missing || source_may_have_rows(st));
+		}
 		st->target_ready = true;
 		for (int i = 0; i < st->nlanes; i++)
 			st->lanes[i].epoch = 0;
 		st->ready_time = GetCurrentTimestamp();
 		st->ready_no++;
 		worker_feed_soon();
-		if (created && !target_is_empty(st))
-			created = false;	/* it was there before us: what it has too much must go */
 	}
 
 	if (detach_reattach(st))
 		return false;
+
+	created = st->found_missing;
+	altered = st->found_altered;
+	again = st->claimed_again;
 
 	if (st->spec.resync_no > st->resync_done)
 	{
@@ -314,7 +363,10 @@ prepare_table(SyncTable *st)
 		st->resync_done = st->spec.resync_no;
 		st->urgent = true;
 		if (strcmp(mode, "cancel") == 0)
+		{
 			load_cancel(st);
+			return true;		/* what was found is dealt with in the next turn */
+		}
 		else if (strcmp(mode, "none") == 0)
 			;					/* the user has seen to it that both are equal */
 		else if (strcmp(mode, "rebuild") == 0)
@@ -326,7 +378,8 @@ prepare_table(SyncTable *st)
 			set_target_name(st);
 			return prepare_table(st);
 		}
-		else if (strcmp(mode, "upsert") == 0 && !st->loaded_once && st->load_mode != NULL)
+		else if (strcmp(mode, "upsert") == 0 &&
+				 (again || altered || (!st->loaded_once && st->load_mode != NULL)))
 			load_begin(st, "full"); /* more than that is due */
 		else
 			load_begin(st, created && strcmp(mode, "full") == 0 ? "initial" : mode);
@@ -334,7 +387,7 @@ prepare_table(SyncTable *st)
 	else if (created && (st->phase == LOAD_NONE || st->phase == LOAD_VERIFY) && st->load_mode == NULL)
 	{
 		ereport(LOG,
-				(errmsg("crate_sync: target table %s was gone: it is loaded anew",
+				(errmsg("crate_sync: target table %s was gone, or empty: it is loaded anew",
 						st->def->target.qualified)));
 		load_need(st, "initial");
 	}
@@ -344,13 +397,15 @@ prepare_table(SyncTable *st)
 		load_begin(st, "rebuild");
 	else if (altered && !created && st->phase == LOAD_ROWS && st->load_rows > 0)
 		load_begin(st, strcmp(st->load_mode, "rebuild") == 0 ? "rebuild" : "full");
-	else if ((again || altered) && !created && st->phase != LOAD_ROWS)
+	else if ((again || altered) && !created && (again || st->phase != LOAD_ROWS))
 	{
 		ereport(LOG,
 				(errmsg("crate_sync: %s is not as it was left: %s.%s is resynced",
 						st->def->target.qualified, st->def->schemaname, st->def->relname)));
 		load_need(st, "full");
 	}
+
+	st->found_missing = st->found_altered = st->claimed_again = false;
 
 	if (st->phase == LOAD_NONE && st->spec.verify_no > st->verify_done)
 		verify_begin(st);

@@ -231,6 +231,10 @@ struct SyncTable
 
 	/* trouble */
 	bool		target_ready;	/* the target table was seen to fit */
+	/* seen at the target, and to be answered by a load */
+	bool		found_missing;	/* the table was made, or is empty */
+	bool		found_altered;	/* not as it was left */
+	bool		claimed_again;	/* CLAIM_OURS_AGAIN */
 	TimestampTz ready_time;		/* since then */
 	uint64		ready_no;		/* counts how often */
 	TimestampTz watch_at;		/* when slow requests are next looked into */

@@ -59,6 +59,13 @@ CrateSync::on_targets($node, sub {
 		$m->equal(\@t, 'wiped while no worker ran');
 	}
 
+	# --- emptied while no worker ran; so it looks, too, if one had made a lost table anew and was killed just then
+	$m->sql('SELECT crate_sync.stop()');
+	$m->poll('SELECT pid IS NULL FROM crate_sync.status');
+	$m->target_change('DELETE FROM {t}');
+	$m->sql('SELECT crate_sync.start()');
+	$m->equal(\@t, 'emptied while no worker ran');
+
 	# --- the whole table dropped by hand, with nothing to push: noticed at the next write
 	$m->target_rows('DROP TABLE {t}');
 	$m->sql(q{UPDATE t SET v = 'one' WHERE id = 1});
