@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * target_crate.c
- *		CrateDB as a target: its statements, and what its answers mean.
+ *		CrateDB as a target: requests sent, waited for, and followed up.
  *
  * Every write is one INSERT ... (SELECT ... FROM UNNEST ...) guarded by the
  * fence, or a DELETE of one version of a row: either may arrive late and do
@@ -11,17 +11,13 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "crate_sync.h"
+#include "crate.h"
 
-#include "common/hashfn.h"
-#include "common/jsonapi.h"
 #include "mb/pg_wchar.h"
 #include "nodes/pg_list.h"
 #include "portability/instr_time.h"
 #include "postmaster/interrupt.h"
 #include "storage/latch.h"
-#include "target.h"
-#include "target_http.h"
 #include "types.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
@@ -29,48 +25,13 @@
 
 #define MAX_CONNECTIONS		32
 #define MIN_VERSION			40200	/* INSERT ... RETURNING */
-#define MAX_BODY			(100 * 1024 * 1024) /* http.max_content_length */
 #define MAX_WRITE_ANSWER	(16 * 1024 * 1024)
 #define MAX_QUERY_ANSWER	(64 * 1024 * 1024)
-#define MAX_LOOKUP_KEYS		1000	/* far more in one IN silently find nothing */
-#define MAX_LOOKUP_BYTES	190000	/* of keys in a statement, which may have 262144 */
-#define MAX_JSON_DEPTH		2048	/* CrateDB itself takes 1000 */
 #define FIRST_POLL			10		/* ms between looks at sys.jobs, doubling */
 #define LAST_POLL			250
 #define FENCE_WAIT			500		/* ms that older statements are waited for */
 #define REFRESH_PATIENCE	2000	/* ms until the table's health is looked at */
-
-#define FENCE_TABLE			CS_SCHEMA ".fence"
-#define MARKER				"/* crate_sync "
-#define POLL_MARKER			"/* fence poll */ "
-
-/* a piece of an answer: JSON text, not terminated; start NULL: not there */
-typedef struct Slice
-{
-	const char *start;
-	int			len;
-} Slice;
-
-typedef struct Answer
-{
-	Slice		cols;
-	Slice		rows;
-	Slice		results;
-	bool		has_rowcount;
-	int64		rowcount;
-	double		duration;
-	bool		is_error;
-	int			error_code;
-	Slice		error_message;
-} Answer;
-
-/* what a round trip came to; message is palloc'd or NULL */
-typedef struct Verdict
-{
-	TargetOutcome outcome;
-	char		code[16];
-	char	   *message;
-} Verdict;
+#define MAX_BODY			(100 * 1024 * 1024) /* http.max_content_length */
 
 /* where a write is; each step is one round trip */
 typedef enum Step
@@ -84,8 +45,6 @@ typedef enum Step
 	STEP_FENCE,					/* is it still ours? */
 	STEP_PROBE					/* does the table take anything at all? */
 } Step;
-
-typedef struct CrateTarget CrateTarget;
 
 typedef struct Slot
 {
@@ -130,1050 +89,8 @@ struct CrateTarget
 static void slot_send(Slot *slot, Step step);
 
 /* ---------------------------------------------------------------------
- * Reading JSON, with the server's lexer: it raises no errors, converts
- * nothing and leaves the text of every value as the target wrote it
+ * Writes: one step after the other
  * ------------------------------------------------------------------- */
-
-/*
- * The lexer stands on the first token of a value; moves it to the last one.
- * False if that is no JSON.
- */
-static bool
-json_skip(JsonLexContext *lex, Slice *value)
-{
-	char		stack[MAX_JSON_DEPTH];
-	int			depth = 0;
-
-	value->start = lex->token_start;
-	for (;;)
-	{
-		bool		ended = true;
-
-		switch (lex->token_type)
-		{
-			case JSON_TOKEN_OBJECT_START:
-			case JSON_TOKEN_ARRAY_START:
-				{
-					bool		object = lex->token_type == JSON_TOKEN_OBJECT_START;
-
-					if (depth == MAX_JSON_DEPTH)
-						return false;
-					stack[depth++] = object ? '{' : '[';
-					if (json_lex(lex) != JSON_SUCCESS)
-						return false;
-					if (lex->token_type == (object ? JSON_TOKEN_OBJECT_END : JSON_TOKEN_ARRAY_END))
-					{
-						depth--;
-						break;
-					}
-					if (object &&
-						(lex->token_type != JSON_TOKEN_STRING ||
-						 json_lex(lex) != JSON_SUCCESS ||
-						 lex->token_type != JSON_TOKEN_COLON ||
-						 json_lex(lex) != JSON_SUCCESS))
-						return false;
-					ended = false;
-					break;
-				}
-			case JSON_TOKEN_STRING:
-			case JSON_TOKEN_NUMBER:
-			case JSON_TOKEN_TRUE:
-			case JSON_TOKEN_FALSE:
-			case JSON_TOKEN_NULL:
-				break;
-			default:
-				return false;
-		}
-
-		/* after a value: the next one of what it is in, or that one's end */
-		while (ended)
-		{
-			if (depth == 0)
-			{
-				value->len = lex->token_terminator - value->start;
-				return true;
-			}
-			if (json_lex(lex) != JSON_SUCCESS)
-				return false;
-			if (lex->token_type == JSON_TOKEN_COMMA)
-			{
-				if (json_lex(lex) != JSON_SUCCESS)
-					return false;
-				if (stack[depth - 1] == '{' &&
-					(lex->token_type != JSON_TOKEN_STRING ||
-					 json_lex(lex) != JSON_SUCCESS ||
-					 lex->token_type != JSON_TOKEN_COLON ||
-					 json_lex(lex) != JSON_SUCCESS))
-					return false;
-				ended = false;
-			}
-			else if (lex->token_type == (stack[depth - 1] == '{' ?
-										 JSON_TOKEN_OBJECT_END : JSON_TOKEN_ARRAY_END))
-				depth--;
-			else
-				return false;
-		}
-	}
-}
-
-/* members of an object or elements of an array, one after the other */
-typedef struct JsonIter
-{
-	JsonLexContext *lex;
-	JsonTokenType end;
-	bool		failed;
-	bool		over;
-} JsonIter;
-
-/* lexers and results live in the current memory context */
-static void
-json_iterate(JsonIter *it, Slice value)
-{
-	it->failed = false;
-	it->over = value.start == NULL;
-	if (it->over)
-		return;
-	it->lex = CS_JSON_LEXER(unconstify(char *, value.start), value.len);
-	it->end = value.len > 0 && *value.start == '{' ? JSON_TOKEN_OBJECT_END : JSON_TOKEN_ARRAY_END;
-	if (json_lex(it->lex) != JSON_SUCCESS ||
-		it->lex->token_type != (it->end == JSON_TOKEN_OBJECT_END ?
-								JSON_TOKEN_OBJECT_START : JSON_TOKEN_ARRAY_START) ||
-		json_lex(it->lex) != JSON_SUCCESS)
-		it->failed = it->over = true;
-	else if (it->lex->token_type == it->end)
-		it->over = true;
-}
-
-/* key: with its quotes; NULL for arrays.  False at the end, or if failed is set */
-static bool
-json_next(JsonIter *it, Slice *key, Slice *value)
-{
-	JsonLexContext *lex = it->lex;
-
-	if (it->over)
-		return false;
-	it->failed = it->over = true;
-	if (it->end == JSON_TOKEN_OBJECT_END)
-	{
-		if (lex->token_type != JSON_TOKEN_STRING)
-			return false;
-		if (key != NULL)
-		{
-			key->start = lex->token_start;
-			key->len = lex->token_terminator - lex->token_start;
-		}
-		if (json_lex(lex) != JSON_SUCCESS || lex->token_type != JSON_TOKEN_COLON ||
-			json_lex(lex) != JSON_SUCCESS)
-			return false;
-	}
-	if (!json_skip(lex, value) || json_lex(lex) != JSON_SUCCESS)
-		return false;
-	if (lex->token_type == JSON_TOKEN_COMMA)
-	{
-		if (json_lex(lex) != JSON_SUCCESS)
-			return false;
-		it->over = false;
-	}
-	else if (lex->token_type != it->end)
-		return false;
-	it->failed = false;
-	return true;
-}
-
-static inline bool
-slice_is(Slice s, const char *text)
-{
-	return s.start != NULL && s.len == strlen(text) && memcmp(s.start, text, s.len) == 0;
-}
-
-static bool
-slice_int(Slice s, int64 *result)
-{
-	char		buf[24];
-	char	   *end;
-
-	if (s.start == NULL || s.len == 0 || s.len >= sizeof(buf))
-		return false;
-	memcpy(buf, s.start, s.len);
-	buf[s.len] = '\0';
-	errno = 0;
-	*result = strtoll(buf, &end, 10);
-	return errno == 0 && *end == '\0';
-}
-
-static int
-hex4(const char *p)
-{
-	int			result = 0;
-
-	for (int i = 0; i < 4; i++)
-	{
-		int			c = (unsigned char) p[i];
-
-		result = result * 16 + (c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
-	}
-	return result;
-}
-
-/*
- * What a JSON string says, in UTF-8; any other value's own text.  The lexer
- * has been over it, so escapes are whole.  What cannot be a character of a
- * text becomes U+FFFD.  palloc'd; *len may be NULL.
- */
-static char *
-json_text(Slice s, int *len)
-{
-	char	   *result = palloc(s.len + 1);
-	char	   *out = result;
-	const char *p = s.start;
-	const char *end = s.start + s.len;
-
-	if (s.len < 2 || *p != '"')
-	{
-		memcpy(result, p, s.len);
-		out += s.len;
-	}
-	else
-	{
-		for (p++, end--; p < end; p++)
-		{
-			pg_wchar	c;
-
-			if (*p != '\\')
-			{
-				*out++ = *p;
-				continue;
-			}
-			switch (*++p)
-			{
-				case 'b':
-					*out++ = '\b';
-					break;
-				case 'f':
-					*out++ = '\f';
-					break;
-				case 'n':
-					*out++ = '\n';
-					break;
-				case 'r':
-					*out++ = '\r';
-					break;
-				case 't':
-					*out++ = '\t';
-					break;
-				case 'u':
-					c = hex4(p + 1);
-					p += 4;
-					if (is_utf16_surrogate_first(c) && end - p > 6 && p[1] == '\\' && p[2] == 'u' &&
-						is_utf16_surrogate_second(hex4(p + 3)))
-					{
-						c = surrogate_pair_to_codepoint(c, hex4(p + 3));
-						p += 6;
-					}
-					if (c == 0 || (c >= 0xD800 && c <= 0xDFFF))
-						c = 0xFFFD;
-					unicode_to_utf8(c, (unsigned char *) out);
-					out += pg_utf_mblen((unsigned char *) out);
-					break;
-				default:
-					*out++ = *p;
-			}
-		}
-	}
-	*out = '\0';
-	if (len != NULL)
-		*len = out - result;
-	return result;
-}
-
-/* ---------------------------------------------------------------------
- * Answers
- * ------------------------------------------------------------------- */
-
-/* takes an answer apart; false if it is no complete answer of CrateDB's */
-static bool
-answer_read(const HttpConn *conn, Answer *answer)
-{
-	JsonIter	it;
-	Slice		all;
-	Slice		key;
-	Slice		value;
-
-	memset(answer, 0, sizeof(*answer));
-	answer->duration = -1;
-	all.start = conn->answer;
-	all.len = (int) conn->answer_len;
-	if (conn->answer_len == 0 || conn->answer_cut || *all.start != '{' ||
-		!pg_verify_mbstr(PG_UTF8, all.start, all.len, true))
-		return false;
-
-	json_iterate(&it, all);
-	while (json_next(&it, &key, &value))
-	{
-		if (slice_is(key, "\"cols\""))
-			answer->cols = value;
-		else if (slice_is(key, "\"rows\""))
-			answer->rows = value;
-		else if (slice_is(key, "\"results\""))
-			answer->results = value;
-		else if (slice_is(key, "\"rowcount\""))
-			answer->has_rowcount = slice_int(value, &answer->rowcount);
-		else if (slice_is(key, "\"duration\""))
-			answer->duration = strtod(value.start, NULL);	/* the text goes on: it ends in } */
-		else if (slice_is(key, "\"error\"") && *value.start == '{')
-		{
-			JsonIter	members;
-			Slice		name;
-			Slice		member;
-			int64		code;
-
-			answer->is_error = true;
-			json_iterate(&members, value);
-			while (json_next(&members, &name, &member))
-			{
-				if (slice_is(name, "\"message\"") && *member.start == '"')
-					answer->error_message = member;
-				else if (slice_is(name, "\"code\"") && slice_int(member, &code))
-					answer->error_code = (int) code;
-			}
-		}
-	}
-	if (it.failed || json_lex(it.lex) != JSON_SUCCESS || it.lex->token_type != JSON_TOKEN_END)
-		return false;
-	return answer->is_error ? answer->error_code != 0 :
-		answer->has_rowcount || answer->results.start != NULL;
-}
-
-/* an error code of CrateDB's, see cratedb.md; name is the exception's */
-static TargetOutcome
-classify_error(int status, int code, const char *message)
-{
-	switch (code)
-	{
-		case 4000:
-			/* the one limit of theirs that is about the request and not a value */
-			return strstr(message, "statement_max_length") ? TARGET_TOO_BIG : TARGET_REFUSED_ROWS;
-		case 4007:				/* blocked, closed, read only */
-		case 4011:				/* no right to this table */
-		case 4037:				/* disk nearly full */
-			return TARGET_REFUSED_TABLE;
-		case 4010:
-			return TARGET_REFUSED_ALL;
-		case 4041:
-		case 4042:
-		case 4043:
-		case 4044:
-		case 4045:
-		case 4046:
-		case 4047:
-			return TARGET_REFUSED_TABLE;
-		case 4040:				/* a shard that is looked for and not there */
-		case 5002:				/* shard unavailable */
-		case 5005:				/* killed, or the target's own timeout */
-			return TARGET_BUSY;
-		case 5000:
-			{
-				int			name = strcspn(message, "[");
-
-				/* only where the target's own words stand: values come after */
-				if (memmem(message, name, "CircuitBreaking", 15) ||
-					memmem(message, name, "Rejected", 8) ||
-					strncmp(message + name, "[[parent] Data too large", 24) == 0 ||
-					strncmp(message + name, "[rejected execution", 19) == 0)
-					return TARGET_BUSY;
-				return TARGET_FAILED;
-			}
-	}
-	if (status == 503 || (code >= 5030 && code <= 5039))
-		return TARGET_BUSY;
-	if (status == 401)
-		return TARGET_REFUSED_ALL;
-	return status >= 500 ? TARGET_FAILED : TARGET_REFUSED_ROWS;
-}
-
-/*
- * What became of a round trip.  Fills answer if it is one of CrateDB's.  In
- * the current memory context.
- */
-static void
-judge(HttpConn *conn, Answer *answer, Verdict *v)
-{
-	bool		valid;
-
-	memset(answer, 0, sizeof(*answer));
-	memset(v, 0, sizeof(*v));
-	if (conn->fate != HTTP_ANSWERED)
-	{
-		v->outcome = conn->fate == HTTP_LOST ? TARGET_UNKNOWN :
-			conn->fate == HTTP_NOT_SENT ? TARGET_UNREACHABLE : TARGET_REFUSED_ALL;
-		strlcpy(v->code, conn->fate == HTTP_UNUSABLE ? "settings" : "network", sizeof(v->code));
-		v->message = target_clean_text(conn->error, strlen(conn->error));
-		return;
-	}
-
-	if (conn->status >= 502 && conn->status <= 504)
-		http_blame_host(conn);
-	valid = answer_read(conn, answer);
-	snprintf(v->code, sizeof(v->code), "http %d", conn->status);
-
-	if (valid && answer->is_error)
-	{
-		int			len = 0;
-		char	   *message = answer->error_message.start ?
-			json_text(answer->error_message, &len) : pstrdup("");
-
-		snprintf(v->code, sizeof(v->code), "%d", answer->error_code);
-		v->outcome = classify_error(conn->status, answer->error_code, message);
-		v->message = target_clean_text(message, len);
-		return;
-	}
-	if (valid && conn->status == 200 && conn->complete)
-	{
-		v->outcome = TARGET_OK;
-		v->code[0] = '\0';
-		return;
-	}
-
-	if (conn->answer_cut)
-	{
-		/* a request it cannot read comes back whole in its error message */
-		if (conn->status == 400 &&
-			strncmp(conn->answer, "{\"error\":{\"message\":\"SQLParseException[Can't parse", 50) == 0)
-		{
-			v->outcome = TARGET_REFUSED_ROWS;
-			strlcpy(v->code, "4000", sizeof(v->code));
-			v->message = target_clean_text(conn->answer + 21, 200);
-			return;
-		}
-		v->outcome = TARGET_UNKNOWN;
-		v->message = psprintf("the answer is longer than %zu MB", conn->max_answer / (1024 * 1024));
-		return;
-	}
-	switch (conn->status)
-	{
-		case 401:
-		case 403:
-			v->outcome = TARGET_REFUSED_ALL;
-			break;
-		case 413:
-			v->outcome = TARGET_TOO_BIG;
-			break;
-		case 429:
-			v->outcome = TARGET_BUSY;
-			break;
-		default:
-			v->outcome = TARGET_UNKNOWN;
-	}
-	if (conn->status == 413 || conn->status == 429)
-		v->message = pstrdup(conn->status == 413 ? "the request is too large" : "too many requests");
-	else if (conn->status >= 300 && conn->status < 400)
-		v->message = psprintf("HTTP status %d: a redirect, which is not followed", conn->status);
-	else
-	{
-		char	   *words = target_clean_text(conn->answer ? conn->answer : "",
-											  Min((int) conn->answer_len, 200));
-
-		v->message = psprintf("HTTP status %d%s%s%s", conn->status,
-							  conn->status == 401 || conn->status == 403 ? "" :
-							  conn->answer_len == 0 ? " and an empty answer" :
-							  " and no answer of CrateDB's",
-							  words[0] ? ": " : "", words);
-	}
-}
-
-/* ---------------------------------------------------------------------
- * Writing statements: a request's body is JSON, {"stmt":"...","args":[...]},
- * and is built front to back in one buffer
- * ------------------------------------------------------------------- */
-
-#define raw(buf, literal) appendBinaryStringInfo(buf, literal, sizeof(literal) - 1)
-
-static void
-begin_statement(StringInfo buf)
-{
-	resetStringInfo(buf);
-	raw(buf, "{\"stmt\":\"");
-}
-
-/* text that needs JSON's escapes, inside of the statement */
-static void
-sql_text(StringInfo buf, const char *text)
-{
-	int			at = buf->len;
-
-	types_json_string(buf, text, strlen(text));
-	buf->len -= 2;
-	memmove(buf->data + at, buf->data + at + 1, buf->len - at);
-	buf->data[buf->len] = '\0';
-}
-
-static void
-sql_column(StringInfo buf, const TargetTable *table, int col)
-{
-	char	   *quoted = target_quote_ident(table->cols[col].name);
-
-	sql_text(buf, quoted);
-	pfree(quoted);
-}
-
-static inline bool
-type_is(const char *type, const char *word)
-{
-	int			len = strlen(word);
-
-	return pg_strncasecmp(type, word, len) == 0 && !isalnum((unsigned char) type[len]) && type[len] != '_';
-}
-
-/* UNNEST would flatten these; a member of an object passes as it is */
-static inline bool
-wrapped(const TargetColumn *col)
-{
-	return col->kind == CELL_ARRAY;
-}
-
-/*
- * Objects go as text and are parsed row by row: as ARRAY(OBJECT) all of a request
- * would have to agree on a type for each member, 1 beside 1.5 becomes 1.0,
- * and 1 beside "x" is refused.
- */
-static inline bool
-has_objects(const TargetColumn *col)
-{
-	const char *type = col->type;
-
-	while (type_is(type, "ARRAY") && strchr(type, '(') != NULL)
-		type = strchr(type, '(') + 1;
-	return type_is(type, "OBJECT");
-}
-
-/* the type a cell is sent as: a cast must neither cut nor reshape it */
-static const char *
-sent_type(const TargetColumn *col)
-{
-	if (has_objects(col))
-		return "TEXT";
-	if (wrapped(col))
-		return "OBJECT";
-	if (type_is(col->type, "VARCHAR") || type_is(col->type, "CHARACTER") || type_is(col->type, "CHAR"))
-		return "TEXT";
-	return col->type;
-}
-
-static void
-sql_array_arg(StringInfo buf, const TargetColumn *col)
-{
-	raw(buf, "?::ARRAY(");
-	sql_text(buf, sent_type(col));
-	raw(buf, ")");
-}
-
-/* names table and lane, the same for every epoch; 16 hex digits and the lane */
-static void
-append_marker_id(StringInfo buf, const TargetTable *table, int lane)
-{
-	appendStringInfo(buf, "%016llx %d ",
-					 (unsigned long long) hash_bytes_extended((const unsigned char *) table->qualified,
-															  strlen(table->qualified), 0),
-					 lane);
-}
-
-/* nothing that a user has written: it could end the comment */
-static void
-append_marker(StringInfo buf, const TargetRequest *req)
-{
-	raw(buf, MARKER);
-	for (const char *p = req->table->token; *p; p++)
-	{
-		if (isalnum((unsigned char) *p))
-			appendStringInfoChar(buf, *p);
-	}
-	appendStringInfoChar(buf, ' ');
-	append_marker_id(buf, req->table, req->lane);
-	appendStringInfo(buf, INT64_FORMAT " */ ", req->epoch);
-}
-
-static char *
-fence_id(const TargetTable *table, int lane)
-{
-	return psprintf("%s#%d", table->qualified, lane);
-}
-
-static void
-append_fence_id(StringInfo buf, const TargetTable *table, int lane)
-{
-	char	   *id = fence_id(table, lane);
-
-	types_json_string(buf, id, strlen(id));
-	pfree(id);
-}
-
-/* a column's cells as a JSON array */
-static void
-append_cells(StringInfo buf, const RowSet *rows, int place, const TargetColumn *col, int lo, int hi)
-{
-	bool		as_text = has_objects(col);
-
-	appendStringInfoChar(buf, '[');
-	if (!wrapped(col) && !as_text)
-		rowset_render_column(rows, place, lo, hi, buf);
-	else
-	{
-		bool		first = true;
-		StringInfoData whole;
-
-		initStringInfo(&whole);
-
-		for (int i = lo; i < hi; i++)
-		{
-			int			len;
-			const char *cell;
-
-			if (rows->dead != NULL && rows->dead[i])
-				continue;
-			if (!first)
-				appendStringInfoChar(buf, ',');
-			first = false;
-			cell = rowset_get(rows, i, place, &len);
-			if (len == 4 && memcmp(cell, "null", 4) == 0)
-			{
-				raw(buf, "null");
-				continue;
-			}
-			if (wrapped(col))
-			{
-				resetStringInfo(&whole);
-				raw(&whole, "{\"v\":");
-				appendBinaryStringInfo(&whole, cell, len);
-				appendStringInfoChar(&whole, '}');
-				cell = whole.data;
-				len = whole.len;
-			}
-			if (as_text)
-				types_json_utf8(buf, cell, len);
-			else
-				appendBinaryStringInfo(buf, cell, len);
-		}
-		pfree(whole.data);
-	}
-	appendStringInfoChar(buf, ']');
-}
-
-/* bytes that rows lo <= i < hi take as cells, dead ones included */
-static Size
-cells_size(const RowSet *rows, int lo, int hi)
-{
-	Size		size = 0;
-
-	if (hi <= lo)
-		return 0;
-	for (int c = 0; c < rows->ncols; c++)
-	{
-		const uint32 *end = rows->cols[c].end;
-
-		/* "{"v":}" at most comes on top of a cell */
-		size += end[hi - 1] - (lo > 0 ? end[lo - 1] : 0) + (Size) (hi - lo) * 6;
-	}
-	return size;
-}
-
-static void
-build_upsert(StringInfo buf, const TargetRequest *req)
-{
-	const TargetTable *table = req->table;
-	bool		first = true;
-
-	begin_statement(buf);
-	append_marker(buf, req);
-	raw(buf, "INSERT INTO ");
-	sql_text(buf, table->qualified);
-	for (int i = 0; i < table->ncols; i++)
-	{
-		appendStringInfoString(buf, i == 0 ? " (" : ",");
-		sql_column(buf, table, i);
-	}
-	raw(buf, ") (SELECT ");
-	for (int i = 0; i < table->ncols; i++)
-		appendStringInfo(buf, "%s(u.c%d%s)%s", i == 0 ? "" : ",", i,
-						 has_objects(&table->cols[i]) ? "::OBJECT(IGNORED)" : "",
-						 wrapped(&table->cols[i]) ? "['v']" : "");
-	raw(buf, " FROM UNNEST(");
-	for (int i = 0; i < table->ncols; i++)
-	{
-		if (i > 0)
-			appendStringInfoChar(buf, ',');
-		sql_array_arg(buf, &table->cols[i]);
-	}
-	raw(buf, ") AS u (");
-	for (int i = 0; i < table->ncols; i++)
-		appendStringInfo(buf, "%sc%d", i == 0 ? "" : ",", i);
-	raw(buf, ") WHERE (SELECT epoch FROM " FENCE_TABLE " WHERE id = ?) = ?) ON CONFLICT (");
-	for (int i = 0; i < table->nkeys; i++)
-	{
-		if (i > 0)
-			appendStringInfoChar(buf, ',');
-		sql_column(buf, table, table->keys[i]);
-	}
-	if (table->nkeys == table->ncols)
-		raw(buf, ") DO NOTHING");
-	else
-	{
-		raw(buf, ") DO UPDATE SET ");
-		for (int i = 0; i < table->ncols; i++)
-		{
-			/* partitioned and clustered by columns are key columns, too */
-			if (table->cols[i].key)
-				continue;
-			if (!first)
-				appendStringInfoChar(buf, ',');
-			first = false;
-			sql_column(buf, table, i);
-			raw(buf, " = excluded.");
-			sql_column(buf, table, i);
-		}
-	}
-	raw(buf, "\",\"args\":[");
-	for (int i = 0; i < table->ncols; i++)
-	{
-		append_cells(buf, req->rows, i, &table->cols[i], req->lo, req->hi);
-		appendStringInfoChar(buf, ',');
-	}
-	append_fence_id(buf, table, req->lane);
-	appendStringInfo(buf, "," INT64_FORMAT "]}", req->epoch);
-}
-
-/*
- * A key cell as a literal.  A cell's text has JSON's escapes already, and so
- * has the statement around it; SQL asks for doubled quotes on top.
- */
-static void
-append_literal(StringInfo buf, const TargetColumn *col, const char *cell, int len)
-{
-	bool		plain = false;
-
-	if (col->kind == CELL_INT || col->kind == CELL_TIMESTAMP)
-		plain = strspn(cell, "-0123456789") >= len;
-	else if (col->kind == CELL_BOOL)
-		plain = (len == 4 && memcmp(cell, "true", 4) == 0) ||
-			(len == 5 && memcmp(cell, "false", 5) == 0);
-	if (plain)
-	{
-		appendBinaryStringInfo(buf, cell, len);
-		return;
-	}
-
-	if (len >= 2 && *cell == '"')
-	{
-		cell++;
-		len -= 2;
-	}
-	else if (memchr(cell, '"', len) != NULL)
-	{
-		/* no value of a key: there is no such row, and its quotes would end the statement */
-		raw(buf, "NULL");
-		return;
-	}
-	if (type_is(col->type, "BIT"))
-		appendStringInfoChar(buf, 'B');
-	appendStringInfoChar(buf, '\'');
-	for (int i = 0; i < len; i++)
-	{
-		if (cell[i] == '\\' && len - i >= 6 && memcmp(cell + i, "\\u0027", 6) == 0)
-		{
-			raw(buf, "''");
-			i += 5;
-		}
-		else if (cell[i] == '\\' && i + 1 < len)
-		{
-			appendBinaryStringInfo(buf, cell + i, 2);
-			i++;
-		}
-		else
-		{
-			if (cell[i] == '\'')
-				appendStringInfoChar(buf, '\'');
-			appendStringInfoChar(buf, cell[i]);
-		}
-	}
-	appendStringInfoChar(buf, '\'');
-	if (col->kind != CELL_TEXT)
-	{
-		raw(buf, "::");
-		sql_text(buf, col->type);
-	}
-}
-
-/* where key k's cells are in a row set of all columns, or of keys only */
-static inline int
-key_place(const TargetTable *table, const RowSet *rows, int k)
-{
-	return rows->ncols == table->nkeys ? k : table->keys[k];
-}
-
-/* the end of a chunk of keys that one lookup can take */
-static int
-lookup_chunk(const TargetTable *table, const RowSet *rows, int lo, int hi)
-{
-	int			n = 0;
-	Size		bytes = 0;
-	int			i;
-
-	for (i = lo; i < hi && n < MAX_LOOKUP_KEYS; i++)
-	{
-		if (rows->dead != NULL && rows->dead[i])
-			continue;
-		for (int k = 0; k < table->nkeys; k++)
-		{
-			int			len;
-
-			rowset_get(rows, i, key_place(table, rows, k), &len);
-			bytes += 2 * len + 40;
-		}
-		if (n > 0 && bytes > MAX_LOOKUP_BYTES)
-			break;
-		n++;
-	}
-	return i;
-}
-
-/*
- * Looks rows up by key.  The select list is what(), from t, or, for a
- * composite key, the number of the key looked for (live ones counted from 0)
- * and then what().
- *
- * One key column: literals, which find rows not yet refreshed.  Several: that
- * way costs seconds, so the caller refreshes first, and the keys come as
- * arrays to be joined with; the IN-like conditions keep the join from
- * reading the whole table.
- */
-static void
-build_lookup(StringInfo buf, const TargetTable *table, const RowSet *rows, int lo, int hi,
-			 void (*what) (StringInfo buf, const TargetTable *table, void *arg), void *arg)
-{
-	bool		first = true;
-
-	begin_statement(buf);
-	raw(buf, "SELECT ");
-	if (table->nkeys > 1)
-		raw(buf, "u.i,");
-	what(buf, table, arg);
-	raw(buf, " FROM ");
-	sql_text(buf, table->qualified);
-	raw(buf, " AS t");
-
-	if (table->nkeys == 1)
-	{
-		const TargetColumn *col = &table->cols[table->keys[0]];
-
-		raw(buf, " WHERE t.");
-		sql_column(buf, table, table->keys[0]);
-		raw(buf, " IN (");
-		for (int i = lo; i < hi; i++)
-		{
-			int			len;
-			const char *cell;
-
-			if (rows->dead != NULL && rows->dead[i])
-				continue;
-			if (!first)
-				appendStringInfoChar(buf, ',');
-			first = false;
-			cell = rowset_get(rows, i, key_place(table, rows, 0), &len);
-			append_literal(buf, col, cell, len);
-		}
-		raw(buf, ")\"}");
-		return;
-	}
-
-	raw(buf, " JOIN UNNEST(");
-	for (int k = 0; k < table->nkeys; k++)
-	{
-		sql_array_arg(buf, &table->cols[table->keys[k]]);
-		appendStringInfoChar(buf, ',');
-	}
-	raw(buf, "?::ARRAY(INTEGER)) AS u (");
-	for (int k = 0; k < table->nkeys; k++)
-		appendStringInfo(buf, "k%d,", k);
-	raw(buf, "i) ON ");
-	for (int k = 0; k < table->nkeys; k++)
-	{
-		appendStringInfoString(buf, k == 0 ? "t." : " AND t.");
-		sql_column(buf, table, table->keys[k]);
-		appendStringInfo(buf, " = u.k%d", k);
-	}
-	for (int k = 0; k < table->nkeys; k++)
-	{
-		appendStringInfoString(buf, k == 0 ? " WHERE t." : " AND t.");
-		sql_column(buf, table, table->keys[k]);
-		raw(buf, " = ANY(");
-		sql_array_arg(buf, &table->cols[table->keys[k]]);
-		raw(buf, ")");
-	}
-	raw(buf, "\",\"args\":[");
-	for (int k = 0; k < table->nkeys; k++)
-	{
-		append_cells(buf, rows, key_place(table, rows, k), &table->cols[table->keys[k]], lo, hi);
-		appendStringInfoChar(buf, ',');
-	}
-	for (int i = 0, n = rowset_live(rows, lo, hi); i < n; i++)
-		appendStringInfo(buf, "%c%d", i == 0 ? '[' : ',', i);
-	raw(buf, "]");
-	for (int k = 0; k < table->nkeys; k++)
-	{
-		appendStringInfoChar(buf, ',');
-		append_cells(buf, rows, key_place(table, rows, k), &table->cols[table->keys[k]], lo, hi);
-	}
-	raw(buf, "]}");
-}
-
-static void
-what_version(StringInfo buf, const TargetTable *table, void *arg)
-{
-	if (table->nkeys == 1)
-	{
-		raw(buf, "t.");
-		sql_column(buf, table, table->keys[0]);
-		raw(buf, ",");
-	}
-	raw(buf, "t._seq_no,t._primary_term");
-}
-
-typedef struct ColumnList
-{
-	const int  *cols;
-	int			ncols;
-} ColumnList;
-
-static void
-what_columns(StringInfo buf, const TargetTable *table, void *arg)
-{
-	const ColumnList *list = arg;
-
-	for (int i = 0; i < list->ncols; i++)
-	{
-		appendStringInfoString(buf, i == 0 ? "t." : ",t.");
-		sql_column(buf, table, list->cols[i]);
-	}
-}
-
-/* "B'01'", with its quotes: how the target answers bits; it takes 01 */
-static bool
-is_bit_text(Slice value)
-{
-	return value.len >= 5 && memcmp(value.start, "\"B'", 3) == 0 &&
-		strspn(value.start + 3, "01") == value.len - 5 && value.start[value.len - 2] == '\'';
-}
-
-/*
- * A value of an answer as a cell: as the column's encoder would have written
- * it.  What is none of that column's type stays as it is: it is JSON, at least.
- */
-static void
-append_answer_cell(StringInfo buf, const TargetColumn *col, Slice value)
-{
-	if (col->kind == CELL_NUMERIC && (*value.start == '-' || isdigit((unsigned char) *value.start)))
-	{
-		/* sent back as a number it would pass through a double */
-		appendStringInfoChar(buf, '"');
-		appendBinaryStringInfo(buf, value.start, value.len);
-		appendStringInfoChar(buf, '"');
-	}
-	else if (type_is(col->type, "BIT") && is_bit_text(value))
-	{
-		appendStringInfoChar(buf, '"');
-		appendBinaryStringInfo(buf, value.start + 3, value.len - 5);
-		appendStringInfoChar(buf, '"');
-	}
-	else
-		appendBinaryStringInfo(buf, value.start, value.len);
-}
-
-/*
- * Columns of the rows with these keys, of one column, as a search: it takes
- * thousands of keys as fast as the target answers, but misses rows that are
- * not refreshed.
- */
-static void
-build_search(StringInfo buf, const TargetTable *table, const RowSet *rows, int lo, int hi,
-			 ColumnList *list)
-{
-	const TargetColumn *col = &table->cols[table->keys[0]];
-
-	begin_statement(buf);
-	raw(buf, "SELECT ");
-	what_columns(buf, table, list);
-	raw(buf, " FROM ");
-	sql_text(buf, table->qualified);
-	raw(buf, " AS t WHERE t.");
-	sql_column(buf, table, table->keys[0]);
-	raw(buf, " = ANY(");
-	sql_array_arg(buf, col);
-	raw(buf, ")\",\"args\":[");
-	append_cells(buf, rows, key_place(table, rows, 0), col, lo, hi);
-	raw(buf, "]}");
-}
-
-static void
-build_refresh(StringInfo buf, const TargetTable *table)
-{
-	begin_statement(buf);
-	raw(buf, "REFRESH TABLE ");
-	sql_text(buf, table->qualified);
-	raw(buf, "\"}");
-}
-
-static void
-build_count_columns(StringInfo buf, const TargetTable *table)
-{
-	begin_statement(buf);
-	raw(buf, "SELECT count(*) FROM information_schema.columns WHERE table_schema = ? AND table_name = ?\",\"args\":[");
-	types_json_string(buf, table->schema, strlen(table->schema));
-	appendStringInfoChar(buf, ',');
-	types_json_string(buf, table->name, strlen(table->name));
-	raw(buf, "]}");
-}
-
-/*
- * Deletes a version of the row that no row ever has: it changes nothing, but
- * a blocked table, which drops rows without a word, says here why.
- */
-static void
-build_probe(StringInfo buf, const TargetRequest *req)
-{
-	const TargetTable *table = req->table;
-	int			row = req->lo;
-
-	while (req->rows->dead != NULL && req->rows->dead[row])
-		row++;
-	begin_statement(buf);
-	raw(buf, "DELETE FROM ");
-	sql_text(buf, table->qualified);
-	raw(buf, " WHERE ");
-	for (int k = 0; k < table->nkeys; k++)
-	{
-		sql_column(buf, table, table->keys[k]);
-		raw(buf, " = ? AND ");
-	}
-	raw(buf, "_seq_no = 9007199254740991 AND _primary_term = 1\",\"args\":[");
-	for (int k = 0; k < table->nkeys; k++)
-	{
-		int			len;
-		const char *cell = rowset_get(req->rows, row, key_place(table, req->rows, k), &len);
-
-		if (k > 0)
-			appendStringInfoChar(buf, ',');
-		appendBinaryStringInfo(buf, cell, len);
-	}
-	raw(buf, "]}");
-}
-
-static void
-build_read_fence(StringInfo buf, const TargetTable *table, int lane)
-{
-	begin_statement(buf);
-	raw(buf, "SELECT epoch FROM " FENCE_TABLE " WHERE id = ?\",\"args\":[");
-	append_fence_id(buf, table, lane);
-	raw(buf, "]}");
-}
 
 /*
  * Deletes the versions that a lookup has found, and says in *found how many
@@ -1209,16 +126,16 @@ build_delete(Slot *slot, const Answer *answer, int *found)
 	raw(buf, "_seq_no = ? AND _primary_term = ?\",\"bulk_args\":[");
 
 	*found = 0;
-	json_iterate(&rows, answer->rows);
-	while (json_next(&rows, NULL, &row))
+	json_iter_start(&rows, answer->rows);
+	while (json_iter_next(&rows, NULL, &row))
 	{
 		JsonIter	cells;
 		Slice		cell[3];
 		int			n = 0;
 		int64		i;
 
-		json_iterate(&cells, row);
-		while (n < 3 && json_next(&cells, NULL, &cell[n]))
+		json_iter_start(&cells, row);
+		while (n < 3 && json_iter_next(&cells, NULL, &cell[n]))
 			n++;
 		if (n != 3 || cells.failed)
 			return false;
@@ -1247,83 +164,6 @@ build_delete(Slot *slot, const Answer *answer, int *found)
 	raw(buf, "]}");
 	return !rows.failed && answer->rows.start != NULL;
 }
-
-/* how many rows an answer has */
-static int
-answer_nrows(const Answer *answer)
-{
-	JsonIter	rows;
-	Slice		row;
-	int			n = 0;
-
-	json_iterate(&rows, answer->rows);
-	while (json_next(&rows, NULL, &row))
-		n++;
-	return n;
-}
-
-/* the first cell of the first row as a number */
-static bool
-answer_int(const Answer *answer, int64 *value)
-{
-	JsonIter	rows;
-	JsonIter	cells;
-	Slice		row;
-	Slice		cell;
-
-	json_iterate(&rows, answer->rows);
-	if (!json_next(&rows, NULL, &row))
-		return false;
-	json_iterate(&cells, row);
-	return json_next(&cells, NULL, &cell) && slice_int(cell, value);
-}
-
-/* bulk rows that are gone; -1 if the answer makes no sense */
-static int
-count_deleted(const Answer *answer, int sent)
-{
-	JsonIter	results;
-	Slice		result;
-	int			n = 0;
-	int			gone = 0;
-
-	json_iterate(&results, answer->results);
-	while (json_next(&results, NULL, &result))
-	{
-		JsonIter	members;
-		Slice		key;
-		Slice		value;
-		int64		rowcount = -2;
-		bool		missing = false;
-
-		n++;
-		json_iterate(&members, result);
-		while (json_next(&members, &key, &value))
-		{
-			if (slice_is(key, "\"rowcount\""))
-				slice_int(value, &rowcount);
-			else if (slice_is(key, "\"error\"") && *value.start == '{')
-			{
-				JsonIter	errors;
-
-				json_iterate(&errors, value);
-				while (json_next(&errors, &key, &value))
-				{
-					if (slice_is(key, "\"code\"") && slice_is(value, "40411"))
-						missing = true;
-				}
-			}
-		}
-		/* 0: its partition is gone, and it with that */
-		if (rowcount >= 0 || missing)
-			gone++;
-	}
-	return n == sent ? gone : -1;
-}
-
-/* ---------------------------------------------------------------------
- * Writes: one step after the other
- * ------------------------------------------------------------------- */
 
 static void
 slot_finish(Slot *slot, const Verdict *v)
@@ -1511,7 +351,7 @@ slot_advance(Slot *slot)
 	int64		columns;
 
 	req->bytes_sent += slot->conn->bytes_sent;
-	judge(slot->conn, &answer, &v);
+	answer_judge(slot->conn, &answer, &v);
 
 	if (slot->step == STEP_DELETE && v.outcome != TARGET_OK && slot->chunk_found == 1 &&
 		(strcmp(v.code, "40411") == 0 || strcmp(v.code, "4092") == 0))
@@ -1829,7 +669,7 @@ sync_send_patiently(CrateTarget *t, long patience, Answer *answer, TargetResult 
 		http_cancel(t->sync);
 		return false;
 	}
-	judge(t->sync, answer, &v);
+	answer_judge(t->sync, answer, &v);
 	/* for a question it is only that: one too large to be answered */
 	if (t->sync->answer_cut && v.outcome == TARGET_UNKNOWN)
 		v.outcome = TARGET_TOO_BIG;
@@ -1888,24 +728,24 @@ result_fill(const Answer *answer, TargetResult *res)
 
 	if (answer->cols.start == NULL)
 		return;
-	json_iterate(&it, answer->cols);
-	while (json_next(&it, NULL, &value))
+	json_iter_start(&it, answer->cols);
+	while (json_iter_next(&it, NULL, &value))
 		res->ncols++;
 	if (res->ncols == 0)
 		return;
 	res->colnames = palloc(sizeof(char *) * res->ncols);
-	json_iterate(&it, answer->cols);
-	for (int i = 0; json_next(&it, NULL, &value); i++)
+	json_iter_start(&it, answer->cols);
+	for (int i = 0; json_iter_next(&it, NULL, &value); i++)
 	{
 		int			len;
-		char	   *name = json_text(value, &len);
+		char	   *name = slice_text(value, &len);
 
 		res->colnames[i] = target_clean_text(name, len);
 	}
 
 	res->cells = palloc(sizeof(char **) * max);
-	json_iterate(&it, answer->rows);
-	while (json_next(&it, NULL, &value))
+	json_iter_start(&it, answer->rows);
+	while (json_iter_next(&it, NULL, &value))
 	{
 		JsonIter	cells;
 		Slice		cell;
@@ -1917,8 +757,8 @@ result_fill(const Answer *answer, TargetResult *res)
 			max *= 2;
 			res->cells = repalloc_huge(res->cells, sizeof(char **) * max);
 		}
-		json_iterate(&cells, value);
-		while (json_next(&cells, NULL, &cell) && n < res->ncols)
+		json_iter_start(&cells, value);
+		while (json_iter_next(&cells, NULL, &cell) && n < res->ncols)
 			row[n++] = result_cell(cell);
 		while (n < res->ncols)
 			row[n++] = pstrdup("null");
@@ -1929,7 +769,7 @@ result_fill(const Answer *answer, TargetResult *res)
 }
 
 /* a call's garbage goes to a context of its own; its result to the caller's */
-static MemoryContext
+MemoryContext
 sync_enter(CrateTarget *t)
 {
 	if (t->sync->busy)
@@ -1938,7 +778,7 @@ sync_enter(CrateTarget *t)
 	return MemoryContextSwitchTo(t->sync_work);
 }
 
-static void
+void
 sync_leave(CrateTarget *t, MemoryContext caller, TargetResult *res)
 {
 	MemoryContextSwitchTo(caller);
@@ -1959,7 +799,7 @@ build_plain(StringInfo buf, const char *sql, const char *args_json)
 	appendStringInfoChar(buf, '}');
 }
 
-static void
+void
 sync_query(CrateTarget *t, const char *sql, const char *args_json, TargetResult *res)
 {
 	Answer		answer;
@@ -1971,7 +811,7 @@ sync_query(CrateTarget *t, const char *sql, const char *args_json, TargetResult 
 }
 
 /* the same for a question of ours, whose answer has ncols columns or is none */
-static void
+void
 sync_rows(CrateTarget *t, const char *sql, const char *args_json, int ncols, TargetResult *res)
 {
 	sync_query(t, sql, args_json, res);
@@ -1999,12 +839,12 @@ crate_statement(Target *target, const char *sql, const char *args_json, TargetRe
 }
 
 /* what a cell of a result says; NULL for null */
-static char *
-cell_text(const char *cell)
+char *
+sync_cell_text(const char *cell)
 {
 	Slice		s = {cell, strlen(cell)};
 
-	return strcmp(cell, "null") == 0 ? NULL : json_text(s, NULL);
+	return strcmp(cell, "null") == 0 ? NULL : slice_text(s, NULL);
 }
 
 /* "6.4.3..." as 60403; 0 if it is none */
@@ -2033,7 +873,7 @@ crate_check(Target *target, TargetInfo *info, TargetResult *res)
 	/* asks for no right at all, unlike the sys tables */
 	sync_query(t, "SELECT version()", NULL, res);
 	if (res->outcome == TARGET_OK && res->nrows == 1 && res->ncols == 1)
-		text = cell_text(res->cells[0][0]);
+		text = sync_cell_text(res->cells[0][0]);
 
 	if (text != NULL && strncmp(text, "CrateDB ", 8) == 0)
 	{
@@ -2116,7 +956,7 @@ count_older_jobs(CrateTarget *t, const TargetTable *table, int lane, int64 epoch
 	}
 	for (int i = 0; i < res->nrows; i++)
 	{
-		char	   *text = cell_text(res->cells[i][0]);
+		char	   *text = sync_cell_text(res->cells[i][0]);
 		char	   *found;
 		int64		other;
 
@@ -2174,7 +1014,7 @@ crate_raise_fence(Target *target, const TargetTable *table, int lane, int64 *epo
 	if (res->outcome == TARGET_OK)
 	{
 		*epoch = 0;
-		if (res->nrows == 1 && res->ncols == 1 && (text = cell_text(res->cells[0][0])) != NULL)
+		if (res->nrows == 1 && res->ncols == 1 && (text = sync_cell_text(res->cells[0][0])) != NULL)
 			*epoch = strtoll(text, NULL, 10);
 		if (*epoch <= 0)
 			target_result_error(res, TARGET_REFUSED_TABLE, "epoch",
@@ -2202,7 +1042,7 @@ crate_raise_fence(Target *target, const TargetTable *table, int lane, int64 *epo
 }
 
 /* no fence: epoch 0 */
-static void
+void
 sync_read_fence(CrateTarget *t, const TargetTable *table, int lane, int64 *epoch, TargetResult *res)
 {
 	Answer		answer;
@@ -2234,14 +1074,12 @@ crate_read_fence(Target *target, const TargetTable *table, int lane, int64 *epoc
  * Reading rows
  * ------------------------------------------------------------------- */
 
-static char *table_args(const char *schema, const char *name);
-
 /*
  * A table that has lost shards keeps whoever writes or refreshes it waiting
  * for a minute; this tells at once.  Who may not see it is told that all is
  * well.
  */
-static void
+void
 sync_reachable(CrateTarget *t, const TargetTable *table, TargetResult *res)
 {
 	char	   *missing = NULL;
@@ -2249,7 +1087,7 @@ sync_reachable(CrateTarget *t, const TargetTable *table, TargetResult *res)
 	sync_rows(t, "SELECT sum(missing_shards) FROM sys.health WHERE table_schema = ? AND table_name = ?",
 			  table_args(table->schema, table->name), 1, res);
 	if (res->outcome == TARGET_OK && res->nrows == 1)
-		missing = cell_text(res->cells[0][0]);
+		missing = sync_cell_text(res->cells[0][0]);
 	if (missing != NULL && atoi(missing) > 0)
 		target_result_error(res, TARGET_REFUSED_TABLE, "shards",
 							"not all shards of %s are available in the target", table->qualified);
@@ -2293,15 +1131,15 @@ append_rows(const Answer *answer, const TargetTable *table, const int *cols, int
 	JsonIter	rows;
 	Slice		row;
 
-	json_iterate(&rows, answer->rows);
-	while (json_next(&rows, NULL, &row))
+	json_iter_start(&rows, answer->rows);
+	while (json_iter_next(&rows, NULL, &row))
 	{
 		JsonIter	cells;
 		Slice		cell;
 		int			n = -skip;
 
-		json_iterate(&cells, row);
-		while (json_next(&cells, NULL, &cell))
+		json_iter_start(&cells, row);
+		while (json_iter_next(&cells, NULL, &cell))
 		{
 			if (n >= 0 && n < ncols)
 				append_answer_cell(rowset_cell(out, n), &table->cols[cols[n]], cell);
@@ -2473,467 +1311,6 @@ crate_refresh(Target *target, const TargetTable *table, TargetResult *res)
 	MemoryContext caller = sync_enter(t);
 
 	sync_refresh(t, table, res);
-	sync_leave(t, caller, res);
-}
-
-/* ---------------------------------------------------------------------
- * Tables
- * ------------------------------------------------------------------- */
-
-static void
-append_column_def(StringInfo buf, const TargetColumn *col)
-{
-	appendStringInfo(buf, "%s %s", target_quote_ident(col->name), col->type);
-	if (col->storage != NULL)
-		appendStringInfo(buf, " %s", col->storage);
-}
-
-static char *
-crate_ddl(const TargetTable *table)
-{
-	StringInfoData buf;
-	bool		policy = false;
-
-	initStringInfo(&buf);
-	appendStringInfo(&buf, "CREATE TABLE IF NOT EXISTS %s (\n", table->qualified);
-	for (int i = 0; i < table->ncols; i++)
-	{
-		raw(&buf, "\t");
-		append_column_def(&buf, &table->cols[i]);
-		raw(&buf, ",\n");
-	}
-	for (int k = 0; k < table->nkeys; k++)
-		appendStringInfo(&buf, "%s%s", k == 0 ? "\tPRIMARY KEY (" : ", ",
-						 target_quote_ident(table->cols[table->keys[k]].name));
-	raw(&buf, ")\n)");
-	if (table->ddl_partitioned != NULL)
-		appendStringInfo(&buf, " %s", table->ddl_partitioned);
-	if (table->ddl_clustered != NULL)
-		appendStringInfo(&buf, " %s", table->ddl_clustered);
-	if (table->ddl_with != NULL)
-	{
-		for (const char *p = table->ddl_with; *p && !policy; p++)
-			policy = pg_strncasecmp(p, "column_policy", 13) == 0;
-	}
-	appendStringInfo(&buf, " WITH (%s%s%s)", policy ? "" : "column_policy = 'strict'",
-					 !policy && table->ddl_with ? ", " : "", table->ddl_with ? table->ddl_with : "");
-	return buf.data;
-}
-
-/* a type as information_schema tells it */
-typedef struct FoundType
-{
-	char		name[64];		/* bigint, text_array */
-	int			params[2];		/* -1: none, or not known */
-} FoundType;
-
-static void
-normalize_type(const char *type, FoundType *found)
-{
-	static const char *const aliases[][2] = {
-		{"long", "bigint"}, {"int8", "bigint"}, {"int", "integer"}, {"int4", "integer"},
-		{"short", "smallint"}, {"int2", "smallint"}, {"string", "text"}, {"varchar", "text"},
-		{"character varying", "text"}, {"char", "character"}, {"double", "double precision"},
-		{"float8", "double precision"}, {"float", "real"}, {"float4", "real"}, {"bool", "boolean"},
-		{"timestamptz", "timestamp with time zone"}, {"timestamp", "timestamp without time zone"},
-		{"decimal", "numeric"}, {"json", "object"}, {"ip_address", "ip"}
-	};
-	char		name[64];
-	int			depth = 0;
-	int			n = 0;
-
-	found->params[0] = found->params[1] = -1;
-	while (*type == ' ')
-		type++;
-	while (type_is(type, "ARRAY"))
-	{
-		type += 5;
-		type += strspn(type, " (");
-		depth++;
-	}
-	for (; *type && *type != '(' && *type != ')' && n < (int) sizeof(name) - 1; type++)
-	{
-		/* one blank between words */
-		if (*type != ' ' || (n > 0 && name[n - 1] != ' '))
-			name[n++] = pg_tolower((unsigned char) *type);
-	}
-	while (n > 0 && name[n - 1] == ' ')
-		n--;
-	name[n] = '\0';
-	if (*type == '(')
-		sscanf(type, "( %d , %d", &found->params[0], &found->params[1]);
-	for (int i = 0; i < lengthof(aliases); i++)
-	{
-		if (strcmp(name, aliases[i][0]) == 0)
-			strlcpy(name, aliases[i][1], sizeof(name));
-	}
-	strlcpy(found->name, name, sizeof(found->name));
-	while (depth-- > 0)
-		strlcat(found->name, "_array", sizeof(found->name));
-}
-
-/* can a column found hold all that one wanted can? */
-static bool
-type_fits(const FoundType *wanted, const FoundType *found)
-{
-	static const char *const integers[] = {"smallint", "integer", "bigint"};
-
-	if (strcmp(wanted->name, found->name) == 0)
-	{
-		if (found->params[0] < 0)
-			return true;		/* no limit, or none that is told */
-		if (strcmp(found->name, "text") == 0)
-			return wanted->params[0] >= 0 && wanted->params[0] <= found->params[0];
-		return wanted->params[0] < 0 ? false : wanted->params[0] == found->params[0];
-	}
-	for (int w = 0; w < lengthof(integers); w++)
-	{
-		if (strcmp(wanted->name, integers[w]) != 0)
-			continue;
-		for (int f = w; f < lengthof(integers); f++)
-		{
-			if (strcmp(found->name, integers[f]) == 0)
-				return true;
-		}
-	}
-	return false;
-}
-
-/*
- * The scale of a NUMERIC column is told by SHOW CREATE TABLE only; one that is
- * too small rounds silently.  -1: not found.
- */
-static int
-shown_scale(const char *shown, const char *colname)
-{
-	char	   *line = psprintf("\n   %s ", target_quote_ident(colname));
-	const char *p = strstr(shown, line);
-	const char *end;
-	int			precision;
-	int			scale;
-
-	if (p == NULL)
-		return -1;
-	p += strlen(line);
-	end = strchr(p, '\n');
-	p = strstr(p, "NUMERIC(");
-	if (p == NULL || (end != NULL && p > end) || sscanf(p, "NUMERIC(%d, %d", &precision, &scale) != 2)
-		return -1;
-	return scale;
-}
-
-static int
-find_column(const TargetTable *table, const char *name)
-{
-	for (int i = 0; i < table->ncols; i++)
-	{
-		if (strcmp(table->cols[i].name, name) == 0)
-			return i;
-	}
-	return -1;
-}
-
-static int
-int_or(const char *cell, int otherwise)
-{
-	char	   *text = cell_text(cell);
-
-	return text ? atoi(text) : otherwise;
-}
-
-/* the table is there with these columns: does it do?  missing[]: to be added */
-static void
-check_columns(CrateTarget *t, const TargetTable *table, const TargetResult *columns,
-			  const char *args, bool *missing, TargetResult *res)
-{
-	TargetResult shown;
-	char	   *shown_text = NULL;
-
-	for (int i = 0; i < table->ncols; i++)
-		missing[i] = true;
-	memset(res, 0, sizeof(*res));
-
-	for (int r = 0; r < columns->nrows; r++)
-	{
-		char	  **row = columns->cells[r];
-		char	   *name = cell_text(row[0]);
-		char	   *type = cell_text(row[1]);
-		FoundType	found;
-		FoundType	wanted;
-		int			i;
-
-		if (name == NULL || type == NULL || strchr(name, '[') != NULL)
-			continue;			/* a member of an object */
-		i = find_column(table, name);
-		if (i < 0)
-		{
-			if (strcmp(row[4], "\"NO\"") == 0 && strcmp(row[5], "null") == 0 &&
-				strcmp(row[6], "\"ALWAYS\"") != 0)
-			{
-				target_result_error(res, TARGET_REFUSED_TABLE, "columns",
-									"column \"%s\" of %s in the target is NOT NULL and has no counterpart in the source",
-									name, table->qualified);
-				return;
-			}
-			continue;
-		}
-		missing[i] = false;
-		strlcpy(found.name, type, sizeof(found.name));
-		found.params[0] = int_or(row[2], -1);
-		found.params[1] = -1;
-		normalize_type(table->cols[i].type, &wanted);
-		if (strncmp(found.name, "numeric", 7) == 0)
-			found.params[0] = int_or(row[3], -1);
-		if (!type_fits(&wanted, &found))
-		{
-			target_result_error(res, TARGET_REFUSED_TABLE, "columns",
-								found.params[0] >= 0 ?
-								"column \"%s\" of %s in the target is %s(%d), %s is wanted" :
-								"column \"%s\" of %s in the target is %s%.0d, %s is wanted",
-								name, table->qualified, type,
-								found.params[0] >= 0 ? found.params[0] : 0, table->cols[i].type);
-			return;
-		}
-		if (strncmp(wanted.name, "numeric", 7) == 0 && wanted.params[1] >= 0)
-		{
-			int			scale;
-
-			if (shown_text == NULL)
-			{
-				sync_query(t, psprintf("SHOW CREATE TABLE %s", table->qualified), NULL, &shown);
-				if (shown.outcome == TARGET_OK && shown.nrows == 1 && shown.ncols == 1)
-					shown_text = cell_text(shown.cells[0][0]);
-				if (shown_text == NULL)
-					shown_text = pstrdup("");
-			}
-			scale = shown_scale(shown_text, name);
-			if (scale >= 0 && scale != wanted.params[1])
-			{
-				target_result_error(res, TARGET_REFUSED_TABLE, "columns",
-									"column \"%s\" of %s in the target has scale %d, %s is wanted",
-									name, table->qualified, scale, table->cols[i].type);
-				return;
-			}
-		}
-	}
-
-	/* the key: rows are found by it, so it must be the very same */
-	{
-		TargetResult keys;
-		StringInfoData list;
-		bool		same;
-
-		sync_rows(t, "SELECT column_name FROM information_schema.key_column_usage"
-				  " WHERE table_schema = ? AND table_name = ? ORDER BY ordinal_position", args, 1, &keys);
-		if (keys.outcome != TARGET_OK)
-		{
-			*res = keys;
-			return;
-		}
-		initStringInfo(&list);
-		same = keys.nrows == table->nkeys;
-		for (int k = 0; k < keys.nrows; k++)
-		{
-			char	   *name = cell_text(keys.cells[k][0]);
-			int			i = name ? find_column(table, name) : -1;
-
-			same = same && i >= 0 && table->cols[i].key;
-			appendStringInfo(&list, "%s%s", k > 0 ? ", " : "", name ? name : "?");
-		}
-		if (!same)
-		{
-			StringInfoData want;
-
-			initStringInfo(&want);
-			for (int k = 0; k < table->nkeys; k++)
-				appendStringInfo(&want, "%s%s", k > 0 ? ", " : "", table->cols[table->keys[k]].name);
-			target_result_error(res, TARGET_REFUSED_TABLE, "columns",
-								"the primary key of %s in the target is (%s), (%s) is wanted",
-								table->qualified, list.data, want.data);
-		}
-	}
-}
-
-static char *
-table_args(const char *schema, const char *name)
-{
-	StringInfoData args;
-
-	initStringInfo(&args);
-	appendStringInfoChar(&args, '[');
-	types_json_string(&args, schema, strlen(schema));
-	appendStringInfoChar(&args, ',');
-	types_json_string(&args, name, strlen(name));
-	appendStringInfoChar(&args, ']');
-	return args.data;
-}
-
-static void
-sync_ensure_table(CrateTarget *t, const TargetTable *table, bool *created, bool *altered,
-				  TargetResult *res)
-{
-	char	   *args = table_args(table->schema, table->name);
-	bool	   *missing = palloc(sizeof(bool) * table->ncols);
-	TargetResult columns;
-	int64		epoch;
-
-	*created = *altered = false;
-	for (int attempt = 0;; attempt++)
-	{
-		sync_rows(t, "SELECT column_name, data_type, character_maximum_length, numeric_precision,"
-				  " is_nullable, column_default, is_generated FROM information_schema.columns"
-				  " WHERE table_schema = ? AND table_name = ?", args, 7, &columns);
-		*res = columns;
-		if (res->outcome != TARGET_OK || columns.nrows > 0)
-			break;
-		if (attempt > 0)
-		{
-			target_result_error(res, TARGET_REFUSED_TABLE, "columns",
-								"%s is there in the target, but its columns cannot be seen", table->qualified);
-			break;
-		}
-		sync_query(t, crate_ddl(table), NULL, res);
-		if (res->outcome != TARGET_OK)
-		{
-			/* no row is involved: it is the table that cannot be made */
-			if (res->outcome == TARGET_REFUSED_ROWS)
-				res->outcome = TARGET_REFUSED_TABLE;
-			return;
-		}
-		if (res->rowcount == 1)
-		{
-			*created = true;
-			return;
-		}
-	}
-	if (res->outcome != TARGET_OK)
-		return;
-
-	sync_rows(t, "SELECT table_type FROM information_schema.tables"
-			  " WHERE table_schema = ? AND table_name = ?", args, 1, res);
-	if (res->outcome != TARGET_OK)
-		return;
-	if (res->nrows == 1 && strcmp(res->cells[0][0], "\"BASE TABLE\"") != 0)
-	{
-		target_result_error(res, TARGET_REFUSED_TABLE, "columns",
-							"%s in the target is not a table", table->qualified);
-		return;
-	}
-
-	check_columns(t, table, &columns, args, missing, res);
-	for (int i = 0; i < table->ncols && res->outcome == TARGET_OK; i++)
-	{
-		StringInfoData ddl;
-
-		if (!missing[i])
-			continue;
-		initStringInfo(&ddl);
-		appendStringInfo(&ddl, "ALTER TABLE %s ADD COLUMN ", table->qualified);
-		append_column_def(&ddl, &table->cols[i]);
-		sync_query(t, ddl.data, NULL, res);
-		if (res->outcome == TARGET_REFUSED_ROWS)
-			res->outcome = TARGET_REFUSED_TABLE;
-		*altered = true;
-	}
-	if (res->outcome == TARGET_OK)
-		sync_reachable(t, table, res);
-	if (res->outcome == TARGET_OK)
-	{
-		/* whatever we write is fenced, and lane 0 is always there */
-		sync_read_fence(t, table, 0, &epoch, res);
-		*created = res->outcome == TARGET_OK && epoch == 0;
-	}
-}
-
-static void
-crate_ensure_table(Target *target, const TargetTable *table, bool *created, bool *altered,
-				   TargetResult *res)
-{
-	CrateTarget *t = (CrateTarget *) target;
-	MemoryContext caller = sync_enter(t);
-
-	sync_ensure_table(t, table, created, altered, res);
-	res->nrows = res->ncols = 0;
-	res->cells = NULL;
-	res->colnames = NULL;
-	sync_leave(t, caller, res);
-}
-
-/*
- * The fence stays: its epoch must not begin anew while an old request may
- * still be on its way to a table of that name.
- */
-static void
-crate_drop_table(Target *target, const char *schema, const char *name, TargetResult *res)
-{
-	CrateTarget *t = (CrateTarget *) target;
-	MemoryContext caller = sync_enter(t);
-
-	sync_query(t, psprintf("DROP TABLE IF EXISTS %s.%s", target_quote_ident(schema),
-						   target_quote_ident(name)), NULL, res);
-	sync_leave(t, caller, res);
-}
-
-/* grants belong to the table that is replaced and would go away with it */
-static void
-copy_grants(CrateTarget *t, const TargetTable *from, const TargetTable *to, TargetResult *res)
-{
-	StringInfoData args;
-	StringInfoData ident;
-	TargetResult grants;
-
-	initStringInfo(&ident);
-	appendStringInfo(&ident, "%s.%s", from->schema, from->name);
-	initStringInfo(&args);
-	appendStringInfoChar(&args, '[');
-	types_json_string(&args, ident.data, ident.len);
-	appendStringInfoChar(&args, ']');
-	sync_rows(t, "SELECT state, type, grantee FROM sys.privileges WHERE class = 'TABLE' AND ident = ?",
-			  args.data, 3, &grants);
-	*res = grants;
-	for (int i = 0; i < grants.nrows && res->outcome == TARGET_OK; i++)
-	{
-		char	   *state = cell_text(grants.cells[i][0]);
-		char	   *type = cell_text(grants.cells[i][1]);
-		char	   *grantee = cell_text(grants.cells[i][2]);
-
-		if (state == NULL || type == NULL || grantee == NULL ||
-			(strcmp(state, "GRANT") != 0 && strcmp(state, "DENY") != 0) ||
-			type[strspn(type, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")] != '\0')
-			continue;
-		sync_query(t, psprintf("%s %s ON TABLE %s TO %s", state, type, to->qualified,
-							   target_quote_ident(grantee)), NULL, res);
-	}
-	if (res->outcome == TARGET_REFUSED_ROWS)
-		res->outcome = TARGET_REFUSED_TABLE;
-}
-
-static void
-crate_swap_table(Target *target, const TargetTable *as, const TargetTable *table, TargetResult *res)
-{
-	CrateTarget *t = (CrateTarget *) target;
-	MemoryContext caller = sync_enter(t);
-
-	sync_rows(t, "SELECT table_name FROM information_schema.tables"
-			  " WHERE table_schema = ? AND table_name = ?", table_args(table->schema, table->name), 1, res);
-	if (res->outcome == TARGET_OK)
-	{
-		if (res->nrows > 0)
-		{
-			copy_grants(t, table, as, res);
-			if (res->outcome == TARGET_OK)
-				sync_query(t, psprintf("ALTER CLUSTER SWAP TABLE %s TO %s WITH (drop_source = true)",
-									   as->qualified, table->qualified), NULL, res);
-		}
-		else
-			sync_query(t, psprintf("ALTER TABLE %s RENAME TO %s", as->qualified,
-								   target_quote_ident(table->name)), NULL, res);
-		if (res->outcome == TARGET_REFUSED_ROWS)
-			res->outcome = TARGET_REFUSED_TABLE;
-	}
-	res->nrows = res->ncols = 0;
-	res->cells = NULL;
-	res->colnames = NULL;
 	sync_leave(t, caller, res);
 }
 
