@@ -258,11 +258,18 @@ read_callback(char *buffer, size_t size, size_t nitems, void *userp)
 	return n;
 }
 
-/* libcurl rewinds in order to send again: never behind our back */
+/*
+ * libcurl rewinds in order to send again: never behind our back.  From 8.7 on
+ * it also does so before the request that follows such a failure, when
+ * nothing of that one's body has been handed out yet.
+ */
 static int
 seek_callback(void *userp, curl_off_t offset, int origin)
 {
-	return CURL_SEEKFUNC_FAIL;
+	HttpConn   *conn = userp;
+
+	return origin == SEEK_SET && offset == 0 && conn->handle->body_pos == 0 ?
+		CURL_SEEKFUNC_OK : CURL_SEEKFUNC_FAIL;
 }
 
 static size_t
