@@ -571,6 +571,7 @@ handle_prepare(HttpConn *conn)
 	SET(CURLOPT_READFUNCTION, read_callback);
 	SET(CURLOPT_READDATA, conn);
 	SET(CURLOPT_SEEKFUNCTION, seek_callback);
+	SET(CURLOPT_SEEKDATA, conn);
 	SET(CURLOPT_WRITEFUNCTION, write_callback);
 	SET(CURLOPT_WRITEDATA, conn);
 	SET(CURLOPT_HEADERFUNCTION, header_callback);
