@@ -741,6 +741,8 @@ time_to_wait(void)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
 
+		if (!worker_target_ok)
+			break;				/* none of them has its turn */
 		if (st->in_error)
 			next = Min(next, st->error_retry_at);
 		else if (st->target_ready)

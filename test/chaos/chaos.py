@@ -160,7 +160,7 @@ class Environment:
 
     def sqlite(self, *statements):
         try:
-            db = sqlite3.connect(self.sqlite_file, timeout=2, isolation_level=None)
+            db = sqlite3.connect("file:%s?mode=rw" % self.sqlite_file, uri=True, timeout=2, isolation_level=None)
             try:
                 for s in statements:
                     db.execute(s)
@@ -398,34 +398,31 @@ class Faults:
 
     def crate_read_only(self):
         t = self.r.choice(TABLES + ("fence", "claim"))
-        name = self.env.target_name(t) if t.startswith("t_") else '"crate_sync"."%s"' % t
-        self.env.crate('ALTER TABLE %s SET ("blocks.write" = true)' % name)
-        return self.seconds(1, 6), lambda: self.reset_block(name)
-
-    def reset_block(self, name):
-        try:
-            self.env.crate('ALTER TABLE %s RESET ("blocks.write")' % name)
-        except Failed as e:
-            if "unknown" not in str(e):
-                raise
+        return self.blocked([t], "blocks.write")
 
     def crate_read_only_all(self):
-        self.env.crate('SET GLOBAL TRANSIENT "cluster.routing.allocation.enable" = \'all\'')
-        names = [self.env.target_name(t) for t in TABLES]
-        for n in names:
-            try:
-                self.env.crate('ALTER TABLE %s SET ("blocks.read_only_allow_delete" = true)' % n)
-            except Failed:
-                pass
+        return self.blocked(TABLES, "blocks.read_only_allow_delete")
 
-        def undo():
-            for n in names:
+    def crate_name(self, t):
+        return self.env.target_name(t) if t.startswith("t_") else '"crate_sync"."%s"' % t
+
+    def blocked(self, tables, block):
+        """Sets a block; what timed out may have been set all the same, and has to be undone."""
+        for t in tables:
+            try:
+                self.env.crate('ALTER TABLE %s SET ("%s" = true)' % (self.crate_name(t), block))
+            except Failed as e:
+                self.env.say("      %s of %s: %s" % (block, t, str(e)[:80]))
+        return self.seconds(1, 6), lambda: self.unblock(tables, (block,))
+
+    def unblock(self, tables=TABLES + ("fence", "claim"), blocks=("blocks.write", "blocks.read_only_allow_delete")):
+        for t in tables:
+            for block in blocks:
                 try:
-                    self.env.crate('ALTER TABLE %s RESET ("blocks.read_only_allow_delete")' % n)
+                    self.env.crate('ALTER TABLE %s RESET ("%s")' % (self.crate_name(t), block))
                 except Failed as e:
-                    if "unknown" not in str(e):
+                    if "nknown" not in str(e):
                         raise
-        return self.seconds(1, 5), undo
 
     def crate_wiped(self):
         """Everything of ours is gone at once, claims and fence included."""
@@ -454,7 +451,12 @@ class Faults:
     # --- SQLite
 
     def sqlite_lock(self):
-        db = sqlite3.connect(self.env.sqlite_file, timeout=2, isolation_level=None, check_same_thread=False)
+        # never made by us: then it would be ours, and not the server's to write
+        try:
+            db = sqlite3.connect("file:%s?mode=rw" % self.env.sqlite_file, uri=True, timeout=2, isolation_level=None,
+                                 check_same_thread=False)
+        except sqlite3.Error as e:
+            raise Failed(str(e))
         try:
             db.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as e:
@@ -623,6 +625,15 @@ class Run:
             self.idle.kill()
         for gid in env.sql("SELECT gid FROM pg_prepared_xacts ORDER BY 1").split():
             env.sql("COMMIT PREPARED " + lit(gid))
+        if env.kind == "crate":
+            for left in range(30, -1, -1):
+                try:
+                    self.faults.unblock()
+                    break
+                except Failed:
+                    if not left:
+                        raise
+                    time.sleep(1)
         for t in sorted(self.faults.resync_due):
             self.faults.ask_resync(t)
         env.say("all is quiet: %d transactions, %d sessions lost" % (
