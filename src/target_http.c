@@ -679,6 +679,10 @@ failure_text(const HttpHandle *h, CURLcode rc)
 		return "out of memory for the answer";
 	if (h->header_len > MAX_HEADER)
 		return "the header of the answer is too long";
+#if LIBCURL_VERSION_NUM >= 0x080600
+	if (rc == CURLE_TOO_LARGE)
+		return "the header of the answer is too long";
+#endif
 	/* it wanted to send again, which our seek_callback does not let it */
 	if (rc == CURLE_SEND_FAIL_REWIND || (rc == CURLE_GOT_NOTHING && h->body_pos > 0) ||
 		(rc == CURLE_SEND_ERROR && strncmp(h->errbuf, "Connection died", 15) == 0))

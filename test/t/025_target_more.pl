@@ -134,7 +134,7 @@ sub make_tables
 		[ 'an error of the target\'s own', { error => [ 5000, 'NullPointerException[Cannot invoke "x"]', 500 ] }, qr/NullPointer/, qr/log/ ],
 		[ 'cut before it is carried out', { cut => 'before' }, qr/closed before an answer came/, qr/request_timeout/ ],
 		[ 'cut instead of an answer', { cut => 'after' }, qr/closed before an answer came/ ],
-		[ 'cut in the middle of the answer', { cut => 'middle' }, qr/outstanding|remaining|closed/ ],
+		[ 'cut in the middle of the answer', { cut => 'middle' }, qr/outstanding|remaining|missing|closed/ ],
 		[ 'an answer later than the timeout', { delay => 1.5 }, qr/timed out/, qr/request_timeout/ ],
 		[ 'carried out later than the timeout', { delay_before => 1.5 }, qr/timed out|still run/ ],
 		[ 'garbage', { garbage => $true }, qr/HTTP|closed/ ],
