@@ -77,7 +77,7 @@ CrateSync::on_targets(
 					}),
 				"progress shows rows done ($before)");
 			my $w = $signal eq 'TERM' ? writer($m) : undef;
-			if ($signal eq 'restart') { $m->node->restart('immediate') }
+			if ($signal eq 'restart') { $m->node->stop('immediate'); $m->node->start }
 			else { $m->kill_worker($signal) }
 			$m->wait_worker;
 			# what progress said was durable
