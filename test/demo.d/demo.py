@@ -201,6 +201,9 @@ class Psql:
         error, sqlstate, message = self.buffer[at + len(mark) + 1:end].decode().split(" ", 2)
         self.buffer = self.buffer[end + 1:]
         if error == "true":
+            # an error without a code is the connection's; psql has not noticed yet
+            if not sqlstate:
+                raise Gone(self.last_words())
             raise SqlError(sqlstate, message)
         # a single empty cell is an empty line
         return [[None if c == self.NULL else c for c in r or [""]] for r in csv.reader(io.StringIO(out))]
