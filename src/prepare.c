@@ -331,7 +331,7 @@ prepare_table(SyncTable *st)
 		}
 		if (!claim_for(st) || !fence_former_lanes(st))
 			return false;
-		if (st->found_missing || (st->ready_no == 0 && st->loaded_once))
+		if (st->found_missing || st->ready_no == 0)
 		{
 			bool		empty = target_is_empty(st);
 
@@ -405,6 +405,9 @@ prepare_table(SyncTable *st)
 		load_need(st, "full");
 	}
 
+	/* the load is written down before a row is sent: that would hide that it is due */
+	if (created || altered || again)
+		state_ack(true);
 	st->found_missing = st->found_altered = st->claimed_again = false;
 
 	if (st->phase == LOAD_NONE && st->spec.verify_no > st->verify_done)

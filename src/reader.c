@@ -1004,6 +1004,8 @@ read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
 	 */
 	if (seen != InvalidXLogRecPtr)
 		XLogFlush(seen);
+	if (error == NULL)
+		st->read_retry_at = 0;	/* the relation is locked no more */
 	if (error == NULL || r->n > 0)
 		st->read_timeouts = 0;
 	else if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
@@ -1149,8 +1151,6 @@ reader_feed_keys(SyncTable *st, Pass *pass)
 			ks->entries[i].asked = false;
 
 		error = read_transaction(st, r, read_keys, NULL);
-		if (error == NULL)
-			st->read_retry_at = 0;
 		if (error == NULL && !r->stopped)
 		{
 			if (pass->read_limit > 0)
