@@ -100,6 +100,7 @@ extern void build_search(StringInfo buf, const TargetTable *table, const RowSet 
 						 int hi, ColumnList *list);
 extern void build_refresh(StringInfo buf, const TargetTable *table);
 extern void build_count_columns(StringInfo buf, const TargetTable *table);
+extern void append_delete_of_key(StringInfo buf, const TargetTable *table);
 extern void build_probe(StringInfo buf, const TargetRequest *req);
 extern void build_read_fence(StringInfo buf, const TargetTable *table, int lane);
 

@@ -524,6 +524,20 @@ build_count_columns(StringInfo buf, const TargetTable *table)
 	raw(buf, "]}");
 }
 
+/* the beginning of a DELETE of one row; what else it has to be follows */
+void
+append_delete_of_key(StringInfo buf, const TargetTable *table)
+{
+	raw(buf, "DELETE FROM ");
+	sql_text(buf, table->qualified);
+	raw(buf, " WHERE ");
+	for (int k = 0; k < table->nkeys; k++)
+	{
+		sql_column(buf, table, table->keys[k]);
+		raw(buf, " = ? AND ");
+	}
+}
+
 /*
  * Deletes a version of the row that no row ever has: it changes nothing, but
  * a blocked table, which drops rows without a word, says here why.
@@ -537,14 +551,7 @@ build_probe(StringInfo buf, const TargetRequest *req)
 	while (req->rows->dead != NULL && req->rows->dead[row])
 		row++;
 	begin_statement(buf);
-	raw(buf, "DELETE FROM ");
-	sql_text(buf, table->qualified);
-	raw(buf, " WHERE ");
-	for (int k = 0; k < table->nkeys; k++)
-	{
-		sql_column(buf, table, table->keys[k]);
-		raw(buf, " = ? AND ");
-	}
+	append_delete_of_key(buf, table);
 	raw(buf, "_seq_no = 9007199254740991 AND _primary_term = 1\",\"args\":[");
 	for (int k = 0; k < table->nkeys; k++)
 	{

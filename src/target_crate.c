@@ -115,14 +115,7 @@ build_delete(Slot *slot, const Answer *answer, int *found)
 
 	begin_statement(buf);
 	append_marker(buf, req);
-	raw(buf, "DELETE FROM ");
-	sql_text(buf, table->qualified);
-	raw(buf, " WHERE ");
-	for (int k = 0; k < table->nkeys; k++)
-	{
-		sql_column(buf, table, table->keys[k]);
-		raw(buf, " = ? AND ");
-	}
+	append_delete_of_key(buf, table);
 	raw(buf, "_seq_no = ? AND _primary_term = ?\",\"bulk_args\":[");
 
 	*found = 0;
