@@ -730,12 +730,15 @@ static long
 time_to_wait(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz next = Min(turn.next_look, turn.next_feed);
+	TimestampTz next = turn.next_look;
 	dlist_iter	it;
 
-	if (!worker_target_ok && the_target != NULL)
-		next = Min(turn.next_look, target_retry_at);
-	else if (turn.more && room_to_feed())
+	/* without a target nothing is fed, and next_feed stays behind */
+	if (worker_target_ok)
+		next = Min(next, turn.next_feed);
+	else if (the_target != NULL)
+		next = Min(next, target_retry_at);
+	if (worker_target_ok && turn.more && room_to_feed())
 		next = Min(next, TimestampTzPlusMilliseconds(now, 10)); /* an answer wakes us sooner */
 	dlist_foreach(it, &sync_tables)
 	{

@@ -13,7 +13,7 @@ package CrateSync;
 use strict;
 use warnings;
 
-use File::Basename qw(dirname);
+use File::Basename qw(basename dirname);
 use HTTP::Tiny;
 use IPC::Run ();
 use JSON::PP ();
@@ -136,12 +136,29 @@ sub kinds
 	return ('sqlite', 'standin', $ENV{CRATE_URL} ? ('crate') : ());
 }
 
-# runs a subtest for each target, each in a database of its own
+# the targets, one kind (or those of which the code is true) left out, and said so
+sub kinds_but
+{
+	my ($which, $why) = @_;
+	$which = do { my $kind = $which; sub { $_[0] eq $kind } } unless ref $which;
+	my @out = grep { $which->($_) } kinds();
+	skipped(basename($0) . ': a part is not run on ' . join(' and ', @out) . ": $why") if @out;
+	return grep { !$which->($_) } kinds();
+}
+
+# runs a subtest for each target, each in a database of its own; only => or but => KIND, why => REASON
 sub on_targets
 {
 	my ($node, $code, %o) = @_;
 
-	foreach my $kind (@{ $o{kinds} || [ kinds() ] })
+	my $only = delete $o{only};
+	my $but = delete $o{but};
+	my $why = delete $o{why};
+	my @kinds =
+	    $o{kinds}     ? @{ $o{kinds} }
+	  : $only || $but ? kinds_but(sub { $only ? $_[0] ne $only : $_[0] eq $but }, $why)
+	  :                 kinds();
+	foreach my $kind (@kinds)
 	{
 		subtest "on $kind" => sub {
 			my $m;

@@ -65,7 +65,7 @@ CrateSync::on_targets($node, sub {
 	$clone->stop;
 	$m->sql('SELECT crate_sync.adopt()');
 	$m->equal('t', 'adopted back');
-}, kinds => [ grep { $_ ne 'crate' } CrateSync::kinds() ]);
+});
 
 # --- CREATE DATABASE ... TEMPLATE
 CrateSync::on_targets($node, sub {
@@ -87,7 +87,7 @@ CrateSync::on_targets($node, sub {
 	$m->equal('t', 'the original goes on');
 	is($m->target_value(q{SELECT count(*) FROM {t} WHERE v = 'copy'}), 0, 'the copy has written nothing');
 	$node->safe_psql('postgres', "DROP DATABASE $name WITH (FORCE)");
-}, kinds => [ grep { $_ ne 'crate' } CrateSync::kinds() ]);
+});
 
 # --- a standby is promoted: what the old primary had pushed and the new one never got leaves the target
 CrateSync::on_targets($node, sub {
@@ -114,7 +114,7 @@ CrateSync::on_targets($node, sub {
 	cmp_ok(CrateSync::log_count($standby, 'new timeline'), '>=', 1, 'the log says why');
 	$standby->stop;
 	$node->start;
-}, kinds => [ grep { $_ ne 'crate' } CrateSync::kinds() ]);
+});
 
 CrateSync::on_targets($node, sub {
 	my ($m) = @_;
@@ -266,7 +266,7 @@ EOQ
 	is($m->target_value(q{SELECT count(*) FROM {e} WHERE v = 'y'}), 2, 'its neighbours once more');
 	$m->sql('DELETE FROM e WHERE id = 500');
 	ok($m->poll('SELECT ok FROM crate_sync.status'), 'gone, all is well');
-}, kinds => ['sqlite']);
+}, only => 'sqlite', why => 'a filter that does not end is the reader\'s, which knows no target');
 
 # --- pg_dump and restore: the tables come with their mirrors, as a copy that waits to be adopted
 {

@@ -352,7 +352,11 @@ CrateSync::on_targets($node, sub {
 	}
 
 	# --- everything dropped by hand, ours too; a real one is others' as well: 024_cluster.pl has its own
-	if ($m->kind ne 'crate')
+	if ($m->kind eq 'crate')
+	{
+		CrateSync::skipped('025: dropping all is not done to a CrateDB that may be shared: 024 does it to one of its own');
+	}
+	else
 	{
 		my @all = $m->is_crate
 		  ? map { qq{"$_->[0]"."$_->[1]"} } grep { $_->[0] eq 'crate_sync' || $_->[0] eq $m->{schema} }
@@ -423,7 +427,7 @@ CrateSync::on_targets($node, sub {
 		ok($m->poll(q{SELECT n_failed_rows = 1 AND queued_keys = 0 AND state = 'ready' FROM crate_sync.tables WHERE relname = 'doc'}),
 			'a dynamic object\'s type drift: parked');
 		is($m->sql(q{SELECT key->>'id' FROM crate_sync.failed_rows}), 42, '... the right one');
-		like($m->sql('SELECT error_message FROM crate_sync.failed_rows'), qr/drifted|cast|a/i, '... with words');
+		like($m->sql('SELECT error_message FROM crate_sync.failed_rows'), qr/cast/i, '... with words');
 		is($m->target_value(q{SELECT count(*) FROM {doc} WHERE d['b'] = 1}), 99, '... the others are through');
 		$m->sql(q{UPDATE doc SET d = '{"a": 7, "b": 1}' WHERE id = 42});
 		ok($m->poll('SELECT n_failed_rows = 0 FROM crate_sync.status'), '... mended, it is gone');
