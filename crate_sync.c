@@ -10,6 +10,7 @@
 #include <limits.h>
 
 #include "capture.h"
+#include "early.h"
 #include "live.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
@@ -149,6 +150,7 @@ _PG_init(void)
 	cs_preloaded = process_shared_preload_libraries_in_progress;
 	define_settings();
 	capture_init();
+	early_init();
 
 	if (!cs_preloaded)
 		return;

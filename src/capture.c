@@ -3,6 +3,7 @@
  * capture.c
  *		Row and TRUNCATE triggers: keys of changed rows, packed in backend
  *		memory, written to the queue just before the transaction commits.
+ *		(early.c hands rows over before their triggers fire, where it can.)
  *
  * Nothing in here may make a writer fail or wait for want of anything of
  * ours: what cannot be packed becomes a mark that has the worker look at the
@@ -44,14 +45,16 @@ PG_FUNCTION_INFO_V1(crate_sync_capture);
 #define CAPTURE_FLUSH_BYTES (256 * 1024)
 
 /* what a backend remembers of a relation that has our trigger */
-typedef struct CaptureRel
+struct CaptureRel
 {
 	Oid			relid;			/* hash key */
 	bool		valid;
 	Oid			root;			/* topmost relation with the trigger */
 	bool		detached;		/* nothing is to be queued */
 	KeyLayout	layout;			/* ncols 0: a key column is missing */
-} CaptureRel;
+};
+
+Oid			capture_fnoid = InvalidOid;
 
 /* keys of one mirrored table at one level */
 typedef struct Pending
@@ -147,12 +150,15 @@ truncate_root(Relation rel)
 	return RelationGetRelid(rel);
 }
 
+/* entries are never taken away, only invalidated: the caller's may be the one */
 static CaptureRel *
-capture_rel(Relation rel, Trigger *trigger)
+capture_rel(Relation rel, Trigger *trigger, CaptureRel *entry)
 {
 	Oid			relid = RelationGetRelid(rel);
-	CaptureRel *entry;
 	bool		found;
+
+	if (likely(entry != NULL && entry->valid))
+		return entry;
 
 	if (capture_rels == NULL)
 	{
@@ -384,13 +390,51 @@ same_key(const KeyLayout *layout, const Datum *a, const Datum *b)
 	return true;
 }
 
+CaptureRel *
+capture_row(CaptureRel *entry, Relation rel, Trigger *trigger,
+			TupleTableSlot *row, TupleTableSlot *updated)
+{
+	Datum		key[INDEX_MAX_KEYS];
+	Datum		newkey[INDEX_MAX_KEYS];
+
+	entry = capture_rel(rel, trigger, entry);
+	if (unlikely(entry->detached))
+		return entry;
+
+	if (unlikely(entry->layout.ncols == 0) || !slot_key(row, &entry->layout, key))
+		capture_mark(entry->root, &entry->layout, KEY_UNKNOWN);
+	else
+	{
+		capture_values(entry, key);
+		if (updated != NULL)
+		{
+			if (!slot_key(updated, &entry->layout, newkey))
+				capture_mark(entry->root, &entry->layout, KEY_UNKNOWN);
+			else if (!same_key(&entry->layout, key, newkey))
+				capture_values(entry, newkey);
+		}
+	}
+	if (unlikely(write_through))
+		flush_level(capture_level());
+	return entry;
+}
+
+static void
+capture_truncate(Relation rel, Trigger *trigger)
+{
+	CaptureRel *entry = capture_rel(rel, trigger, NULL);
+
+	if (entry->detached)
+		return;
+	capture_mark(entry->root, &entry->layout, KEY_TRUNCATE);
+	if (write_through)
+		flush_level(capture_level());
+}
+
 Datum
 crate_sync_capture(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	CaptureRel *entry;
-	Datum		oldkey[INDEX_MAX_KEYS];
-	Datum		newkey[INDEX_MAX_KEYS];
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
@@ -403,39 +447,15 @@ crate_sync_capture(PG_FUNCTION_ARGS)
 				 errmsg("function %s must be fired AFTER the event",
 						CS_SCHEMA ".capture()")));
 
+	capture_fnoid = fcinfo->flinfo->fn_oid;
 	if (unlikely(!cs_capture))
 		return PointerGetDatum(NULL);
 
-	entry = capture_rel(trigdata->tg_relation, trigdata->tg_trigger);
-
-	if (unlikely(entry->detached))
-		return PointerGetDatum(NULL);
-
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
-		capture_mark(entry->root, &entry->layout, KEY_TRUNCATE);
-	else if (entry->layout.ncols == 0)
-		capture_mark(entry->root, &entry->layout, KEY_UNKNOWN);
+		capture_truncate(trigdata->tg_relation, trigdata->tg_trigger);
 	else
-	{
-		/* tg_trigslot: the row inserted or deleted, or as it was before UPDATE */
-		if (!slot_key(trigdata->tg_trigslot, &entry->layout, oldkey))
-			capture_mark(entry->root, &entry->layout, KEY_UNKNOWN);
-		else
-		{
-			capture_values(entry, oldkey);
-			if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
-			{
-				if (!slot_key(trigdata->tg_newslot, &entry->layout, newkey))
-					capture_mark(entry->root, &entry->layout, KEY_UNKNOWN);
-				else if (!same_key(&entry->layout, oldkey, newkey))
-					capture_values(entry, newkey);
-			}
-		}
-	}
-
-	if (unlikely(write_through))
-		flush_level(capture_level());
-
+		capture_row(NULL, trigdata->tg_relation, trigdata->tg_trigger, trigdata->tg_trigslot,
+					TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ? trigdata->tg_newslot : NULL);
 	return PointerGetDatum(NULL);
 }
 

@@ -89,6 +89,8 @@ int64_to_byval(int64 value, int16 len)
 	}
 }
 
+#define MAX_VARINT 10			/* bytes of a uint64 */
+
 static inline int
 put_varint(char *out, uint64 v)
 {
@@ -129,7 +131,7 @@ key_pack(KeyRun *run, StringInfo buf, const Datum *values)
 {
 	const KeyLayout *layout = run->layout;
 	int			start = buf->len;
-	char		num[10];
+	char		num[MAX_VARINT];
 
 	for (int i = 0; i < layout->ncols; i++)
 	{
@@ -145,10 +147,17 @@ key_pack(KeyRun *run, StringInfo buf, const Datum *values)
 			/* unsigned arithmetic: the difference may wrap, and wraps back */
 			uint64		d = (uint64) v - (uint64) run->last[i];
 
-			data = num;
-			len = put_varint(num, (d << 1) ^ (uint64) -(int64) (d >> 63));
+			if (unlikely(buf->maxlen - buf->len <= MAX_VARINT))
+				enlargeStringInfo(buf, MAX_VARINT);
+			buf->len += put_varint(buf->data + buf->len, (d << 1) ^ (uint64) -(int64) (d >> 63));
+			if (buf->len > KEY_CHUNK_BYTES)
+			{
+				buf->len = start;
+				return false;
+			}
+			continue;
 		}
-		else if (col->len > 0)
+		if (col->len > 0)
 		{
 			data = DatumGetPointer(values[i]);
 			len = col->len;

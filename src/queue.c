@@ -42,6 +42,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/hsearch.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -68,12 +69,36 @@ static const char *const queue_names[QUEUE_TABLES] =
 	"queue_0", "queue_1", "queue_2", "queue_hold"
 };
 
+static Oid	queue_relids[QUEUE_TABLES]; /* InvalidOid: to be looked up */
+
+static void
+queue_relids_invalidate(Datum arg, Oid relid)
+{
+	for (int i = 0; i < QUEUE_TABLES; i++)
+	{
+		if (relid == InvalidOid || relid == queue_relids[i])
+			queue_relids[i] = InvalidOid;
+	}
+}
+
+/* for writers of one row a time, two lookups by name are worth to be spared */
 static Oid
 queue_relid(int table)
 {
-	Oid			nsp = get_namespace_oid(CS_SCHEMA, true);
+	static bool registered = false;
+	Oid			nsp;
 
-	return OidIsValid(nsp) ? get_relname_relid(queue_names[table], nsp) : InvalidOid;
+	if (likely(OidIsValid(queue_relids[table])))
+		return queue_relids[table];
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(queue_relids_invalidate, (Datum) 0);
+		registered = true;
+	}
+	nsp = get_namespace_oid(CS_SCHEMA, true);
+	if (OidIsValid(nsp))
+		queue_relids[table] = get_relname_relid(queue_names[table], nsp);
+	return queue_relids[table];
 }
 
 /* ---------------------------------------------------------------------
