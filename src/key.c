@@ -57,38 +57,6 @@ key_run_start(KeyRun *run, const KeyLayout *layout)
 	memset(run->last, 0, sizeof(int64) * layout->ncols);
 }
 
-static inline int64
-byval_to_int64(Datum value, int16 len)
-{
-	switch (len)
-	{
-		case 1:
-			return (int64) (int8) DatumGetChar(value);
-		case 2:
-			return (int64) DatumGetInt16(value);
-		case 4:
-			return (int64) DatumGetInt32(value);
-		default:
-			return DatumGetInt64(value);
-	}
-}
-
-static inline Datum
-int64_to_byval(int64 value, int16 len)
-{
-	switch (len)
-	{
-		case 1:
-			return CharGetDatum((char) value);
-		case 2:
-			return Int16GetDatum((int16) value);
-		case 4:
-			return Int32GetDatum((int32) value);
-		default:
-			return Int64GetDatum(value);
-	}
-}
-
 #define MAX_VARINT 10			/* bytes of a uint64 */
 
 static inline int
@@ -142,7 +110,7 @@ key_pack(KeyRun *run, StringInfo buf, const Datum *values)
 
 		if (col->byval)
 		{
-			int64		v = byval_to_int64(values[i], col->len);
+			int64		v = key_to_number(values[i], col->len);
 
 			/* unsigned arithmetic: the difference may wrap, and wraps back */
 			uint64		d = (uint64) v - (uint64) run->last[i];
@@ -182,7 +150,7 @@ key_pack(KeyRun *run, StringInfo buf, const Datum *values)
 	for (int i = 0; i < layout->ncols; i++)
 	{
 		if (layout->cols[i].byval)
-			run->last[i] = byval_to_int64(values[i], layout->cols[i].len);
+			run->last[i] = key_to_number(values[i], layout->cols[i].len);
 	}
 	return true;
 }
@@ -206,7 +174,7 @@ key_unpack(KeyRun *run, const char **p, const char *end, Datum *values)
 				break;
 			v = (v >> 1) ^ (uint64) -(int64) (v & 1);
 			run->last[i] = (int64) ((uint64) run->last[i] + v);
-			values[i] = int64_to_byval(run->last[i], col->len);
+			values[i] = key_from_number(run->last[i], col->len);
 		}
 		else if (col->len > 0)
 		{

@@ -67,4 +67,37 @@ extern bool key_pack(KeyRun *run, StringInfo buf, const Datum *values);
  */
 extern bool key_unpack(KeyRun *run, const char **p, const char *end, Datum *values);
 
+/* a value that is passed by value, as a number and back; len: the type's */
+static inline int64
+key_to_number(Datum value, int16 len)
+{
+	switch (len)
+	{
+		case 1:
+			return (int64) (int8) DatumGetChar(value);
+		case 2:
+			return (int64) DatumGetInt16(value);
+		case 4:
+			return (int64) DatumGetInt32(value);
+		default:
+			return DatumGetInt64(value);
+	}
+}
+
+static inline Datum
+key_from_number(int64 value, int16 len)
+{
+	switch (len)
+	{
+		case 1:
+			return CharGetDatum((char) value);
+		case 2:
+			return Int16GetDatum((int16) value);
+		case 4:
+			return Int32GetDatum((int32) value);
+		default:
+			return Int64GetDatum(value);
+	}
+}
+
 #endif							/* CRATE_SYNC_KEY_H */

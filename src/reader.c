@@ -33,9 +33,7 @@
 #include "keymap.h"
 #include "sync.h"
 #include "tcop/dest.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/datum.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -54,162 +52,6 @@
  */
 #define READ_TIME_LIMIT 4000
 #define READ_TIMEOUTS	8
-
-/* ---------------------------------------------------------------------
- * Sets of keys
- * ------------------------------------------------------------------- */
-
-typedef struct KeyEntry
-{
-	Datum	   *values;
-	uint32		cells;			/* offset of its key cells in KeySet.arena */
-	uint32		len;
-	int			next;			/* same hash, other key; -1: none */
-	bool		settled;
-	bool		asked;			/* by the query under way */
-} KeyEntry;
-
-/* memory for a key beside its cells and values: entry, hash, allocation */
-#define KEY_OVERHEAD (sizeof(KeyEntry) + 2 * sizeof(KeyMapEntry) + 32)
-
-struct KeySet
-{
-	MemoryContext cxt;
-	SyncTable  *st;
-	keymap_hash *map;
-	KeyEntry   *entries;
-	int			n;
-	int			max;
-	int			first_open;		/* entries before this one are settled */
-	int			nopen;
-	Size		bytes;			/* about what it takes */
-	StringInfoData arena;
-	MemoryContextCallback freed;
-};
-
-Size		worker_unread_bytes = 0;
-
-static void
-keyset_freed(void *arg)
-{
-	worker_unread_bytes -= ((KeySet *) arg)->bytes;
-}
-
-KeySet *
-keyset_create(MemoryContext cxt, SyncTable *st)
-{
-	MemoryContext own = AllocSetContextCreate(cxt, "crate_sync keys", ALLOCSET_DEFAULT_SIZES);
-	MemoryContext oldcxt = MemoryContextSwitchTo(own);
-	KeySet	   *ks = palloc0(sizeof(KeySet));
-
-	ks->cxt = own;
-	ks->st = st;
-	ks->map = keymap_create(own, 256, NULL);
-	ks->max = 64;
-	ks->entries = palloc(sizeof(KeyEntry) * ks->max);
-	initStringInfo(&ks->arena);
-	ks->freed.func = keyset_freed;
-	ks->freed.arg = ks;
-	MemoryContextRegisterResetCallback(own, &ks->freed);
-	MemoryContextSwitchTo(oldcxt);
-	return ks;
-}
-
-static int
-keyset_find(KeySet *ks, uint64 hash, const char *cells, int len)
-{
-	KeyMapEntry *h = keymap_lookup(ks->map, hash);
-
-	for (int i = h ? (int) h->value : -1; i >= 0; i = ks->entries[i].next)
-	{
-		if (ks->entries[i].len == len &&
-			memcmp(ks->arena.data + ks->entries[i].cells, cells, len) == 0)
-			return i;
-	}
-	return -1;
-}
-
-void
-keyset_add(KeySet *ks, const Datum *values)
-{
-	const KeyLayout *layout = &ks->st->layout;
-	int			start = ks->arena.len;
-	int			len;
-	KeyMapEntry *h;
-	uint64		hash;
-	KeyEntry   *e;
-	bool		found;
-	Size		bytes;
-	MemoryContext oldcxt;
-
-	reader_key_cells(ks->st, values, &ks->arena);
-	len = ks->arena.len - start;
-	hash = key_hash(ks->arena.data + start, len);
-	if (keyset_find(ks, hash, ks->arena.data + start, len) >= 0)
-	{
-		ks->arena.len = start;
-		return;
-	}
-
-	oldcxt = MemoryContextSwitchTo(ks->cxt);
-	if (ks->n == ks->max)
-	{
-		ks->max *= 2;
-		ks->entries = repalloc(ks->entries, sizeof(KeyEntry) * ks->max);
-	}
-	e = &ks->entries[ks->n];
-	e->values = palloc(sizeof(Datum) * layout->ncols);
-	bytes = KEY_OVERHEAD + len;
-	for (int i = 0; i < layout->ncols; i++)
-	{
-		const KeyColumn *col = &layout->cols[i];
-
-		e->values[i] = datumCopy(values[i], col->byval, col->len);
-		if (!col->byval)
-			bytes += datumGetSize(values[i], false, col->len);
-	}
-	ks->bytes += bytes;
-	worker_unread_bytes += bytes;
-	MemoryContextSwitchTo(oldcxt);
-	e->cells = start;
-	e->len = len;
-	e->settled = false;
-	e->asked = false;
-	h = keymap_insert(ks->map, hash, &found);
-	e->next = found ? (int) h->value : -1;
-	h->value = ks->n++;
-	ks->nopen++;
-}
-
-int
-keyset_size(const KeySet *ks)
-{
-	return ks->n;
-}
-
-int
-keyset_next_open(const KeySet *ks, int i, const char **cells, int *len)
-{
-	while (i < ks->n && ks->entries[i].settled)
-		i++;
-	if (i >= ks->n)
-		return -1;
-	*cells = ks->arena.data + ks->entries[i].cells;
-	*len = ks->entries[i].len;
-	return i;
-}
-
-static void
-keyset_settle(KeySet *ks, int i)
-{
-	if (!ks->entries[i].settled)
-	{
-		ks->entries[i].settled = true;
-		ks->nopen--;
-	}
-	while (ks->first_open < ks->n && ks->entries[ks->first_open].settled)
-		ks->first_open++;
-}
 
 /* ---------------------------------------------------------------------
  * Keys in their three forms: source values, target cells, packed
@@ -580,12 +422,15 @@ prepare_kept(const char *sql, int nargs, Oid *argtypes)
 	return plan;
 }
 
+/* rows, or keys, by keys: kind as of KEY_PLAN_ */
 static SPIPlanPtr
-make_key_plan(SyncTable *st, bool exists)
+make_key_plan(SyncTable *st, int kind)
 {
 	MirrorTable *def = st->def;
+	const char *key = quote_identifier(def->columns[def->keys[0]].name);
 	StringInfoData sql;
-	Oid			argtypes[INDEX_MAX_KEYS];
+	Oid			argtypes[INDEX_MAX_KEYS + 1];
+	int			nargs = def->nkeys;
 	bool		first = true;
 
 	initStringInfo(&sql);
@@ -596,7 +441,7 @@ make_key_plan(SyncTable *st, bool exists)
 
 		for (int k = 0; k < def->nkeys; k++)
 			is_key |= def->keys[k] == i;
-		if (exists && !is_key)
+		if ((kind & KEY_PLAN_EXISTS) && !is_key)
 			continue;
 		appendStringInfo(&sql, "%s\"crate_sync t\".%s", first ? "" : ", ",
 						 quote_identifier(def->columns[i].name));
@@ -606,10 +451,16 @@ make_key_plan(SyncTable *st, bool exists)
 					 quote_identifier(def->schemaname), quote_identifier(def->relname));
 	for (int k = 0; k < def->nkeys; k++)
 		argtypes[k] = get_array_type(getBaseType(st->layout.cols[k].typid));
-	if (def->nkeys == 1)
+	if (kind & KEY_PLAN_RANGE)
 	{
-		appendStringInfo(&sql, "\"crate_sync t\".%s",
-						 quote_identifier(def->columns[def->keys[0]].name));
+		nargs = 2;
+		argtypes[0] = argtypes[1] = getBaseType(st->layout.cols[0].typid);
+		appendStringInfo(&sql, "\"crate_sync t\".%s OPERATOR(pg_catalog.>=) $1"
+						 " AND \"crate_sync t\".%s OPERATOR(pg_catalog.<=) $2", key, key);
+	}
+	else if (def->nkeys == 1)
+	{
+		appendStringInfo(&sql, "\"crate_sync t\".%s", key);
 		append_equality(&sql, st->layout.cols[0].typid);
 		appendStringInfoString(&sql, "ANY ($1)");
 	}
@@ -632,7 +483,7 @@ make_key_plan(SyncTable *st, bool exists)
 		appendStringInfoChar(&sql, ')');
 	}
 	append_conditions(&sql, st);
-	return prepare_kept(sql.data, def->nkeys, argtypes);
+	return prepare_kept(sql.data, nargs, argtypes);
 }
 
 /* rows of one leaf between two places, the place last */
@@ -674,13 +525,15 @@ make_range_plan(SyncTable *st, Oid relid, bool keys_only)
 void
 reader_forget(SyncTable *st)
 {
-	if (st->key_plan != NULL)
-		SPI_freeplan(st->key_plan);
-	if (st->exists_plan != NULL)
-		SPI_freeplan(st->exists_plan);
+	for (int i = 0; i < KEY_PLANS; i++)
+	{
+		if (st->key_plans[i] != NULL)
+			SPI_freeplan(st->key_plans[i]);
+		st->key_plans[i] = NULL;
+	}
 	if (st->range_plan != NULL)
 		SPI_freeplan(st->range_plan);
-	st->key_plan = st->exists_plan = st->range_plan = NULL;
+	st->range_plan = NULL;
 	st->range_rel = InvalidOid;
 }
 
@@ -704,6 +557,7 @@ reader_setup(SyncTable *st)
 	if (!key_layout(RelationGetDescr(rel), def->nkeys, names, &st->layout))
 		elog(ERROR, "the key of %s cannot be packed", def->relname);
 	relation_close(rel, AccessShareLock);
+	keyset_setup(st);
 	MemoryContextSwitchTo(oldcxt);
 }
 
@@ -814,8 +668,19 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	RowReceiver *r = (RowReceiver *) self;
 	SyncTable  *st = r->st;
 	MirrorTable *def = st->def;
+	int			asked = -1;		/* the key in r->keys that this row settles */
 	MemoryContext oldcxt;
 
+	if (r->keys != NULL && keyset_of_numbers(r->keys))
+	{
+		bool		isnull;
+		Datum		key = slot_getattr(slot, r->exists_only ? 1 : def->keys[0] + 1, &isnull);
+
+		if (!isnull)
+			asked = keyset_find_number(r->keys, key);
+		if (asked < 0)
+			return true;		/* between others that were asked for */
+	}
 	slot_getallattrs(slot);
 	MemoryContextReset(r->row_cxt);
 	oldcxt = MemoryContextSwitchTo(r->row_cxt);
@@ -868,14 +733,11 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	}
 	r->n++;
 
-	if (r->keys != NULL)
-	{
-		int			i = keyset_find(r->keys, r->hash, r->key.data, r->key.len);
-
-		/* another spelling of an equal key: the queued one is not there */
-		if (i >= 0)
-			keyset_settle(r->keys, i);
-	}
+	/* another spelling of an equal key settles none: the queued one is not there */
+	if (r->keys != NULL && asked < 0)
+		asked = keyset_find(r->keys, r->hash, r->key.data, r->key.len);
+	if (asked >= 0)
+		keyset_settle(r->keys, asked);
 	if (r->has_tid)
 		r->last_tid = *(ItemPointer) DatumGetPointer(slot->tts_values[slot->tts_tupleDescriptor->natts - 1]);
 	MemoryContextSwitchTo(oldcxt);
@@ -1036,51 +898,42 @@ execute_plan(RowReceiver *r, SPIPlanPtr plan, int nparams, const Oid *types, con
 		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(rc));
 }
 
-/* asks for the keys marked as asked */
+/* reads the keys that are asked for */
 static void
 read_keys(SyncTable *st, RowReceiver *r, void *arg)
 {
 	KeySet	   *ks = r->keys;
-	SPIPlanPtr *plan = r->exists_only ? &st->exists_plan : &st->key_plan;
-	int			nkeys = st->layout.ncols;
-	Datum		params[INDEX_MAX_KEYS];
-	Oid			types[INDEX_MAX_KEYS];
-	Datum	   *elems = palloc(sizeof(Datum) * Max(1, ks->nopen));
+	int			kind = r->exists_only ? KEY_PLAN_EXISTS : 0;
+	int			nparams = st->layout.ncols;
+	Datum		params[INDEX_MAX_KEYS + 1];
+	Oid			types[INDEX_MAX_KEYS + 1];
 
-	if (*plan == NULL)
-		*plan = make_key_plan(st, r->exists_only);
-
-	for (int k = 0; k < nkeys; k++)
+	if (keyset_asked_range(ks, params))
 	{
-		const KeyColumn *col = &st->layout.cols[k];
-		Oid			base = getBaseType(col->typid);
-		int			n = 0;
-		int16		len;
-		bool		byval;
-		char		align;
-
-		for (int i = ks->first_open; i < ks->n; i++)
-		{
-			if (ks->entries[i].asked)
-				elems[n++] = ks->entries[i].values[k];
-		}
-		get_typlenbyvalalign(base, &len, &byval, &align);
-		params[k] = PointerGetDatum(construct_array(elems, n, base, len, byval, align));
-		types[k] = get_array_type(base);
+		/* walking the index is cheaper than to descend for each */
+		kind |= KEY_PLAN_RANGE;
+		nparams = 2;
+		types[0] = types[1] = getBaseType(st->layout.cols[0].typid);
 	}
-	execute_plan(r, *plan, nkeys, types, params);
+	else
+	{
+		for (int k = 0; k < nparams; k++)
+		{
+			params[k] = keyset_asked_array(ks, k);
+			types[k] = get_array_type(getBaseType(st->layout.cols[k].typid));
+		}
+	}
+	if (st->key_plans[kind] == NULL)
+		st->key_plans[kind] = make_key_plan(st, kind);
+	execute_plan(r, st->key_plans[kind], nparams, types, params);
 	if (r->stopped || r->pass == NULL)
 		return;
 
 	/* whoever was asked for and did not come is not there */
-	for (int i = ks->first_open; i < ks->n; i++)
+	for (int i = 0; (i = keyset_next_asked(ks, i)) >= 0; i++)
 	{
-		KeyEntry   *e = &ks->entries[i];
-
-		if (!e->asked || e->settled)
-			continue;
 		MemoryContextReset(r->row_cxt);
-		if (encode_key(r, e->values, NULL))
+		if (encode_key(r, keyset_values(ks, i), NULL))
 			put_delete(r);
 		else					/* it never arrived there */
 			unpark_row(st, r->key.data, r->key.len);
@@ -1132,24 +985,13 @@ reader_feed_keys(SyncTable *st, Pass *pass)
 	KeySet	   *ks = pass->keys;
 	bool		sweep = pass->kind == PASS_SWEEP;
 
-	while (ks->nopen > 0 && worker_may_feed(st))
+	while (keyset_nopen(ks) > 0 && worker_may_feed(st))
 	{
 		RowReceiver *r = receiver_for(st, pass, ks);
-		int			limit = pass->read_limit > 0 ? pass->read_limit : READ_KEYS;
-		int			asked = 0;
-		int			last = ks->first_open;
+		int			asked = keyset_ask(ks, pass->read_limit > 0 ? pass->read_limit : READ_KEYS);
 		ErrorData  *error;
 
 		r->exists_only = sweep;
-		for (int i = ks->first_open; i < ks->n && asked < limit; i++)
-		{
-			ks->entries[i].asked = !ks->entries[i].settled;
-			asked += ks->entries[i].asked;
-			last = i + 1;
-		}
-		for (int i = last; i < ks->n; i++)
-			ks->entries[i].asked = false;
-
 		error = read_transaction(st, r, read_keys, NULL);
 		if (error == NULL && !r->stopped)
 		{
@@ -1172,33 +1014,31 @@ reader_feed_keys(SyncTable *st, Pass *pass)
 				pass->read_limit = Max(1, asked / (st->read_timeouts > 0 ? 8 : 2));
 			else
 			{
-				KeyEntry   *e = NULL;
+				int			i = keyset_next_asked(ks, 0);
 				StringInfoData packed;
 				KeyRun		run;
 
-				for (int i = ks->first_open; i < last; i++)
-				{
-					if (ks->entries[i].asked && !ks->entries[i].settled)
-					{
-						e = &ks->entries[i];
-						keyset_settle(ks, i);
-						break;
-					}
-				}
 				initStringInfo(&packed);
 				key_run_start(&run, &st->layout);
-				if (e != NULL && key_pack(&run, &packed, e->values))
-					park_row(st, ks->arena.data + e->cells, e->len, packed.data, packed.len,
-							 "read", unpack_sql_state(error->sqlerrcode), error->message);
+				if (i >= 0)
+				{
+					int			len;
+					const char *cells = keyset_cells(ks, i, &len);
+
+					if (key_pack(&run, &packed, keyset_values(ks, i)))
+						park_row(st, cells, len, packed.data, packed.len,
+								 "read", unpack_sql_state(error->sqlerrcode), error->message);
+					keyset_settle(ks, i);
+				}
 				pfree(packed.data);
 			}
 			FreeErrorData(error);
 		}
 	}
-	if (ks->nopen == 0)
+	if (keyset_nopen(ks) == 0)
 	{
 		/* the pass may wait long for its answers: not with all this */
-		MemoryContextDelete(ks->cxt);
+		keyset_free(ks);
 		pass->keys = NULL;
 		pass->fed = true;
 		pass_settle(st, pass, 0);
@@ -1457,7 +1297,7 @@ reader_feed_range(SyncTable *st)
 		pass->last = true;
 		st->feed_done = true;
 	}
-	pass->fed = pass->keys == NULL || pass->keys->nopen == 0;
+	pass->fed = pass->keys == NULL || keyset_nopen(pass->keys) == 0;
 	pass_settle(st, pass, 0);
 }
 
@@ -1519,8 +1359,7 @@ reader_collect_keys(SyncTable *st, KeySet *ks, RowSet *rows, Size max_bytes,
 	r->max_rows = INT_MAX;
 	r->max_bytes = max_bytes;
 	r->exists_only = rows == NULL;
-	for (int i = ks->first_open; i < ks->n; i++)
-		ks->entries[i].asked = !ks->entries[i].settled;
+	keyset_ask(ks, INT_MAX);
 	error = read_transaction(st, r, read_keys_and_also, &collect);
 	if (error == NULL)
 		return r->stopped ? READ_STOPPED : READ_OK;

@@ -130,6 +130,11 @@ typedef struct ParkedRow
 	char	   *message;
 } ParkedRow;
 
+/* queries for keys: how they say which, and what they give */
+#define KEY_PLAN_RANGE	1		/* between two numbers; else by arrays of values */
+#define KEY_PLAN_EXISTS 2		/* key columns only; else rows */
+#define KEY_PLANS		4
+
 /* load_mode of a table that queues nothing (detach.c) */
 #define LOAD_MODE_DETACHED "detached"
 
@@ -152,8 +157,8 @@ struct SyncTable
 	MirrorTable *def;			/* NULL: could not be resolved */
 	KeyLayout	layout;
 	CellEncoder *encoders;		/* a column each */
-	SPIPlanPtr	key_plan;		/* rows by key */
-	SPIPlanPtr	exists_plan;	/* keys by key */
+	bool		key_is_number;	/* one integer column */
+	SPIPlanPtr	key_plans[KEY_PLANS];	/* rows by key */
 	SPIPlanPtr	range_plan;		/* rows by ctid, of range_rel */
 	Oid			range_rel;
 	char	   *shape;
@@ -280,12 +285,6 @@ extern void process_removals(void);
 extern void reader_setup(SyncTable *st);
 extern void reader_forget(SyncTable *st);
 
-extern KeySet *keyset_create(MemoryContext cxt, SyncTable *st);
-/* adds a key of source values; the same key twice is one */
-extern void keyset_add(KeySet *ks, const Datum *values);
-extern int	keyset_size(const KeySet *ks);
-extern Size worker_unread_bytes;	/* in all sets of keys */
-
 /*
  * Reads rows of the pass's keys and puts them, or deletes, into batches.
  * sweep: keys that are there are left alone.  Runs a transaction of its own;
@@ -323,9 +322,6 @@ extern bool reader_collect_range(SyncTable *st, RowSet *rows, int max_rows, Size
 								 MemoryContext keys_cxt, KeySet **unread, bool *restarted);
 extern ReadOutcome reader_collect_keys(SyncTable *st, KeySet *ks, RowSet *rows, Size max_bytes,
 									   void (*also) (SyncTable *st, void *arg), void *arg);
-/* the first open key from i on, its cells in *cells; -1: none */
-extern int	keyset_next_open(const KeySet *ks, int i, const char **cells, int *len);
-
 /* the target's key cells as source values; false if they are none */
 extern bool reader_key_from_cells(SyncTable *st, const RowSet *rows, int row, Datum *values);
 extern void reader_add_key_row(SyncTable *st, RowSet *rs, const char *target_key);
@@ -335,6 +331,35 @@ extern void reader_put_raw_delete(SyncTable *st, Pass *pass, const RowSet *rows,
 extern bool reader_key_cells(SyncTable *st, const Datum *values, StringInfo buf);
 extern Datum reader_cells_to_jsonb(SyncTable *st, const char *target_key);
 extern char *reader_pack_cells(SyncTable *st, const char *target_key, int *len);
+
+/* ---- keyset.c ---- */
+extern Size worker_unread_bytes;	/* in all sets of keys */
+
+extern void keyset_setup(SyncTable *st);	/* its layout is new */
+/* in a memory context of its own below cxt */
+extern KeySet *keyset_create(MemoryContext cxt, SyncTable *st);
+extern void keyset_free(KeySet *ks);
+/* adds a key of source values; the same key twice is one; before any is asked for */
+extern void keyset_add(KeySet *ks, const Datum *values);
+extern int	keyset_size(const KeySet *ks);	/* 0: empty; else about how many */
+extern int	keyset_nopen(const KeySet *ks);
+/* asks for the first open keys, at most so many; returns how many */
+extern int	keyset_ask(KeySet *ks, int limit);
+/* the first key from i on that is open, and of those asked for; -1: none */
+extern int	keyset_next_open(KeySet *ks, int i);
+extern int	keyset_next_asked(const KeySet *ks, int i);
+/* its values, and its cells; both until the next call */
+extern const Datum *keyset_values(KeySet *ks, int i);
+extern const char *keyset_cells(KeySet *ks, int i, int *len);
+extern void keyset_settle(KeySet *ks, int i);
+/* the k-th column of those asked for, palloc'd */
+extern Datum keyset_asked_array(KeySet *ks, int k);
+/* their bounds, if they are integers and at least every second between is asked for */
+extern bool keyset_asked_range(KeySet *ks, Datum *bounds);
+/* which key is it?  By its integer: an open one that was asked for, or -1; by cells: any, or -1 */
+extern bool keyset_of_numbers(const KeySet *ks);
+extern int	keyset_find_number(KeySet *ks, Datum value);
+extern int	keyset_find(const KeySet *ks, uint64 hash, const char *cells, int len);
 
 /* ---- feed.c ---- */
 extern bool feed_queue(void);

@@ -834,13 +834,15 @@ add_candidate(VerifyRun *run, const char *cells, int len, bool raw)
 }
 
 static void
-add_open_keys(VerifyRun *run, const KeySet *ks)
+add_open_keys(VerifyRun *run, KeySet *ks)
 {
-	const char *cells;
-	int			len;
+	for (int i = 0; (i = keyset_next_open(ks, i)) >= 0; i++)
+	{
+		int			len;
+		const char *cells = keyset_cells(ks, i, &len);
 
-	for (int i = 0; (i = keyset_next_open(ks, i, &cells, &len)) >= 0; i++)
 		add_candidate(run, cells, len, false);
+	}
 }
 
 static void

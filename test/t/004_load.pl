@@ -76,6 +76,8 @@ CrateSync::on_targets(
 						return $before > 0;
 					}),
 				"progress shows rows done ($before)");
+			# the worker commits without waiting for the disk: a commit that waits takes its own along
+			$m->sql(q{SELECT pg_current_xact_id()});
 			my $w = $signal eq 'TERM' ? writer($m) : undef;
 			if ($signal eq 'restart') { $m->node->stop('immediate'); $m->node->start }
 			else { $m->kill_worker($signal) }
