@@ -7,10 +7,9 @@
  *
  * It stores no rows: an INSERT ... UNNEST gets the number of elements of its
  * first array as rowcount, a bulk request a 1 for each row, a fence its epoch,
- * a claim what was last written, everything else an answer that lets the sender
- * go on.  What follows the
- * first array is thrown away unread (MSG_TRUNC), so that the sender is what
- * is measured.
+ * a claim what was last written, catalogs the tables that were made; everything
+ * else gets an answer that lets the sender go on.  What follows the first array
+ * is thrown away unread (MSG_TRUNC), so that the sender is what is measured.
  *
  * -r: every body that writes rows goes to a file of its own, 00000001.body ...
  * -u: forward to a real server instead of answering; with -r, a recorder.
@@ -46,6 +45,9 @@
 #define MAX_FENCES	4096
 #define MAX_NOTES	256
 #define NOTE_COLS	32
+#define MAX_TABLES	16
+#define TABLE_COLS	64
+#define MAX_NAME	64
 #define KEEP_BODY	65536		/* bodies up to that are kept, to be looked at */
 #define RECV_SIZE	(256 * 1024)
 
@@ -111,6 +113,18 @@ typedef struct Note
 	char	   *cell[NOTE_COLS];
 } Note;
 
+/* a table that the sender has made, or wrote to: what catalogs tell of it */
+typedef struct Table
+{
+	char		schema[MAX_NAME];
+	char		name[MAX_NAME];
+	int			ncols;
+	char		col[TABLE_COLS][MAX_NAME];
+	char		type[TABLE_COLS][MAX_NAME];
+	char		key[MAX_NAME * 4];	/* "a","b" */
+	bool		written;
+} Table;
+
 static int	epfd;
 static const char *record_dir;
 static const char *upstream_host;
@@ -132,6 +146,8 @@ static Fence fences[MAX_FENCES];
 static int	nfences;
 static Note notes[MAX_NOTES];
 static int	nnotes;
+static Table tables[MAX_TABLES];
+static int	ntables;
 
 static void
 die(const char *what)
@@ -520,6 +536,106 @@ note_answer(Conn *c)
 	answer_text(c, buf);
 }
 
+static Table *
+find_table(const char *schema, const char *name)
+{
+	for (int i = 0; i < ntables; i++)
+		if (strcmp(tables[i].schema, schema) == 0 && strcmp(tables[i].name, name) == 0)
+			return &tables[i];
+	return NULL;
+}
+
+/* the table named behind a word of a statement, "schema"."name"; *rest: what follows */
+static Table *
+named_table(const char *stmt, const char *word, bool make, const char **rest)
+{
+	const char *p = strstr(stmt, word);
+	Table	   *t;
+	char		schema[MAX_NAME],
+				name[MAX_NAME];
+	int			n = 0;
+
+	if (p == NULL || sscanf(p + strlen(word), " \"%63[^\"]\".\"%63[^\"]\"%n", schema, name, &n) != 2 || n == 0)
+		return NULL;
+	if (rest != NULL)
+		*rest = p + strlen(word) + n;
+	t = find_table(schema, name);
+	if (t == NULL && make && ntables < MAX_TABLES)
+	{
+		t = &tables[ntables++];
+		memset(t, 0, sizeof(*t));
+		strcpy(t->schema, schema);
+		strcpy(t->name, name);
+	}
+	return t;
+}
+
+/* CREATE TABLE IF NOT EXISTS "s"."t" ( "c" TYPE, ... PRIMARY KEY ("c") ) ... */
+static void
+table_made(const char *stmt)
+{
+	const char *p;
+	Table	   *t = named_table(stmt, "EXISTS", true, &p);
+
+	if (t == NULL || t->ncols > 0 || (p = strchr(p, '(')) == NULL)
+		return;
+	p++;
+	while (t->ncols < TABLE_COLS)
+	{
+		char	   *type = t->type[t->ncols];
+		int			n = 0;
+
+		if (sscanf(p, " \"%63[^\"]\" %63[^,(]%n", t->col[t->ncols], type, &n) != 2 || n == 0)
+			break;
+		for (char *q = type; *q != '\0'; q++)
+			*q = *q >= 'A' && *q <= 'Z' ? *q + 32 : *q;
+		t->ncols++;
+		p = value_end(p + n, p + strlen(p));
+		p += *p == ',';
+	}
+	p = strstr(p, "PRIMARY KEY (");
+	if (p != NULL)
+		sscanf(p, "PRIMARY KEY (%255[^)])", t->key);
+}
+
+/* information_schema: of columns, or of the key's */
+static void
+answer_catalog(Conn *c, bool key)
+{
+	char		schema[MAX_NAME] = "",
+				name[MAX_NAME] = "";
+	char		buf[TABLE_COLS * (2 * MAX_NAME + 64) + 256],
+			   *p = buf;
+	const char *args = c->keep ? memmem(c->body, c->length, "\"args\":", 7) : NULL;
+	Table	   *t = NULL;
+	int			rows = 0;
+
+	if (args != NULL && sscanf(args, "\"args\": [\"%63[^\"]\",\"%63[^\"]\"", schema, name) == 2)
+		t = find_table(schema, name);
+	p += sprintf(p, "{\"cols\":[%s],\"rows\":[", key ? "\"k\"" : "\"c\",\"t\",\"l\",\"p\",\"n\",\"d\",\"g\"");
+	if (t != NULL && key)
+		for (const char *k = t->key; *k == '"'; k += strcspn(k, ",") + (strchr(k, ',') != NULL))
+			p += sprintf(p, "%s[%.*s]", rows++ ? "," : "", (int) strcspn(k, ","), k);
+	else if (t != NULL)
+		for (; rows < t->ncols; rows++)
+			p += sprintf(p, "%s[\"%s\",\"%s\",null,null,\"YES\",null,\"NEVER\"]",
+						 rows ? "," : "", t->col[rows], t->type[rows]);
+	sprintf(p, "],\"rowcount\":%d,\"duration\":0.1}", rows);
+	answer_text(c, buf);
+}
+
+/* is there a row?  What was written is gone, but that it was is known */
+static void
+answer_first(Conn *c)
+{
+	Table	   *t = named_table(c->scan.stmt, "FROM", false, NULL);
+
+	if (t != NULL && t->written)
+		answer_cell(c, "id", 1);
+	else
+		answer_text(c, "{\"cols\":[],\"rows\":[],\"rowcount\":0,\"duration\":0.1}");
+}
+
 /* the statements that run: only the one that asks */
 static void
 answer_jobs(Conn *c)
@@ -538,12 +654,13 @@ answer_jobs(Conn *c)
 	answer_text(c, buf);
 }
 
-/* catalogs know of no table: what the sender needs it makes, and is told so */
 static void
 answer_statement(Conn *c)
 {
 	Scan	   *s = &c->scan;
 	char	   *q = s->stmt;
+	size_t		len = strlen(q);
+	Table	   *t;
 
 	if (s->bulk)
 		answer_bulk(c);
@@ -551,6 +668,9 @@ answer_statement(Conn *c)
 	{
 		char		buf[128];
 
+		t = named_table(q, "INSERT INTO", true, NULL);
+		if (t != NULL)
+			t->written = true;
 		snprintf(buf, sizeof(buf), "{\"cols\":[],\"rows\":[[]],\"rowcount\":%lld,\"duration\":0.1}",
 				 (long long) s->rows);
 		answer_text(c, buf);
@@ -564,8 +684,14 @@ answer_statement(Conn *c)
 					"Linux 6.1 amd64, a sink)\"]],\"rowcount\":1,\"duration\":0.1}");
 	else if (strcasestr(q, "from sys.jobs") != NULL)
 		answer_jobs(c);
+	else if (strcasestr(q, "information_schema.columns") != NULL)
+		answer_catalog(c, false);
+	else if (strcasestr(q, "information_schema.key_column_usage") != NULL)
+		answer_catalog(c, true);
 	else if (own_table(s) != NULL && strncasecmp(q, "select ", 7) == 0)
 		note_answer(c);
+	else if (len > 8 && strcmp(q + len - 8, " LIMIT 1") == 0)
+		answer_first(c);
 	else if (strcasestr(q, "count(*)") != NULL)
 		answer_cell(c, "count(*)", 0);
 	else if (strcasestr(q, "select 1") != NULL)
@@ -573,7 +699,14 @@ answer_statement(Conn *c)
 	else if (strcasestr(q, "select ") != NULL && strcasestr(q, "create ") == NULL)
 		answer_text(c, "{\"cols\":[],\"rows\":[],\"rowcount\":0,\"duration\":0.1}");
 	else
+	{
+		if (strcasestr(q, "create table") != NULL)
+			table_made(q);
+		else if (strcasestr(q, "drop table") != NULL &&
+				 (t = named_table(q, "EXISTS", false, NULL)) != NULL)
+			*t = tables[--ntables];
 		answer_text(c, "{\"cols\":[],\"rows\":[[]],\"rowcount\":1,\"duration\":0.1}");
+	}
 }
 
 /* ------------------------------------------------------------- connections */
