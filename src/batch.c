@@ -50,12 +50,6 @@ rowset_reset(RowSet *rs)
 	rs->dead = NULL;
 }
 
-StringInfo
-rowset_cell(RowSet *rs, int col)
-{
-	return &rs->cols[col].data;
-}
-
 int
 rowset_end_row(RowSet *rs)
 {
@@ -74,7 +68,7 @@ rowset_end_row(RowSet *rs)
 	}
 	for (int i = 0; i < rs->ncols; i++)
 	{
-		appendStringInfoChar(&rs->cols[i].data, ',');
+		appendStringInfoCharMacro(&rs->cols[i].data, ',');
 		rs->cols[i].end[rs->nrows] = rs->cols[i].data.len;
 	}
 	return rs->nrows++;

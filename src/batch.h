@@ -46,7 +46,12 @@ extern void rowset_reset(RowSet *rs);
  * JSON to the returned buffer, then rowset_end_row().  After an error between
  * the two, rowset_undo_row() cuts off what was begun.
  */
-extern StringInfo rowset_cell(RowSet *rs, int col);
+static inline StringInfo
+rowset_cell(RowSet *rs, int col)
+{
+	return &rs->cols[col].data;
+}
+
 extern int	rowset_end_row(RowSet *rs); /* returns the row's index */
 extern void rowset_undo_row(RowSet *rs);
 

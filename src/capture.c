@@ -73,7 +73,7 @@ typedef struct Level
 	int			nest;			/* GetCurrentTransactionNestLevel() */
 	Size		bytes;			/* in all of its runs */
 	Pending    *open;			/* most recently used first */
-	Pending    *full;			/* chunks that take no more keys */
+	Pending    *full;			/* chunks that take no more keys, latest first */
 } Level;
 
 static HTAB *capture_rels = NULL;
@@ -240,9 +240,20 @@ static void
 flush_level(Level *level)
 {
 	Relation	queue;
+	Pending    *oldest = NULL;
+	Pending    *p;
 
 	if (level->open == NULL && level->full == NULL)
 		return;
+
+	/* as they came: keys that ascend are read the faster for it */
+	while ((p = level->full) != NULL)
+	{
+		level->full = p->next;
+		p->next = oldest;
+		oldest = p;
+	}
+	level->full = oldest;
 
 	live_attach();				/* now, that waking at commit need not */
 	queue = queue_open_for_write();
@@ -250,7 +261,7 @@ flush_level(Level *level)
 	{
 		for (int i = 0; i < 2; i++)
 		{
-			for (Pending *p = i ? level->open : level->full; p != NULL; p = p->next)
+			for (p = i ? level->open : level->full; p != NULL; p = p->next)
 				queue_insert(queue, p->root, chunk_seq++, p->layout.id, p->n,
 							 p->buf.data, p->buf.len);
 		}

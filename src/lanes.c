@@ -32,7 +32,8 @@
 /* ms after which a request is slow */
 #define SLOW_REQUEST 2000
 
-static uint64 current_read = 1;
+static uint64 current_read = 0;
+static uint64 last_read = 0;
 
 /* ---------------------------------------------------------------------
  * Filling batches
@@ -150,9 +151,17 @@ batch_index_rows(SyncTable *st, Batch *batch)
 }
 
 void
-lane_begin_read(void)
+lane_begin_read(Pass *pass)
 {
-	current_read++;
+	if (pass == NULL || pass->keys == NULL)
+		current_read = ++last_read;
+	else
+	{
+		/* a key of a set is settled once, in whichever of its reads */
+		if (pass->read_no == 0)
+			pass->read_no = ++last_read;
+		current_read = pass->read_no;
+	}
 }
 
 Batch *

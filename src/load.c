@@ -287,7 +287,7 @@ sweep_step(SyncTable *st)
 
 		pass->keys = keyset_create(pass->cxt, st);
 		StartTransactionCommand();
-		lane_begin_read();
+		lane_begin_read(pass);
 		for (int row = 0; row < page->nrows; row++)
 		{
 			Datum		values[INDEX_MAX_KEYS];

@@ -840,7 +840,7 @@ read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
 		seen = inserted_wal_end();
 		SPI_connect();
 		become_owner(&e, st->def->owner);
-		lane_begin_read();
+		lane_begin_read(r->pass);
 		enable_timeout_after(STATEMENT_TIMEOUT, READ_TIME_LIMIT);
 		func(st, r, arg);
 		end_time_limit();

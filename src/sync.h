@@ -51,6 +51,7 @@ typedef struct Pass
 	List	   *chunks;			/* PASS_QUEUE: of QueueChunk * */
 	KeySet	   *keys;			/* keys still to be read, or NULL */
 	int			read_limit;		/* keys a query may ask for; 0: no limit */
+	uint64		read_no;		/* of keys: see lane_begin_read() */
 
 	/* PASS_LOAD: where the next piece begins */
 	Oid			load_rel;
@@ -374,7 +375,8 @@ extern void lanes_drop(SyncTable *st);	/* forgets what is in memory */
 extern Lane *lane_for_key(SyncTable *st, uint64 hash);
 /* where a row goes; then fill cells, then lane_row_done */
 extern Batch *lane_open_batch(Lane *lane);
-extern void lane_begin_read(void);	/* rows added from here on have distinct keys */
+/* rows added from here on have distinct keys, as have those of the same set of keys */
+extern void lane_begin_read(Pass *pass);
 extern void lane_row_done(Lane *lane, Batch *batch, Pass *pass, bool is_delete,
 						  const char *key, int keylen, uint64 hash, Size rowbytes);
 extern bool lanes_dispatch(SyncTable *st, bool input_idle);

@@ -1031,7 +1031,7 @@ record_differences(SyncTable *st, VerifyRun *run, List *differences)
 			continue;
 		pass = pass_create(st, PASS_SWEEP);
 		pass->load_pos = -1;
-		lane_begin_read();
+		lane_begin_read(pass);
 		reader_put_raw_delete(st, pass, reader_key_rowset(st, c->cells), 0);
 		pass->fed = true;
 		pass_settle(st, pass, 0);

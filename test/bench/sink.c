@@ -142,6 +142,7 @@ static int64_t n_requests,
 static double t_ready,
 			t_first,
 			t_last;
+static bool fencing;			/* the fence of a mirrored table has been raised */
 static Fence fences[MAX_FENCES];
 static int	nfences;
 static Note notes[MAX_NOTES];
@@ -741,6 +742,7 @@ request_done(Conn *c)
 			n_requests = n_upserts = n_deletes = n_rows = n_bytes = n_other = 0;
 			max_body = 0;
 			t_ready = t_first = t_last = 0;
+			fencing = false;
 			answer_text(c, "{}");
 		}
 		else if (c->peer == NULL)
@@ -773,9 +775,14 @@ request_done(Conn *c)
 		answer_statement(c);
 	if (is_upsert(s) || s->bulk)
 		t_last = now();
-	else if (t_first == 0 && strstr(s->stmt, "crate_sync.fence") == NULL &&
-			 strstr(s->stmt, "sys.jobs") == NULL)
-		t_ready = now();		/* what it asked before it could begin to read rows */
+	else if (t_first == 0 && !fencing)
+	{
+		/* what it asked before it began to read rows: it raises their fences behind that */
+		fencing = strstr(s->stmt, "INSERT INTO crate_sync.fence") != NULL &&
+			strncmp(s->arg0, "crate_sync.", 11) != 0;
+		if (!fencing)
+			t_ready = now();
+	}
 }
 
 static void
