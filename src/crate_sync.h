@@ -5,8 +5,9 @@
  *
  * The way of a change, left to right; each room talks only to its neighbours:
  *
- *	capture.c -> queue.c -> reader.c -> batch.c -> lanes.c -> target.c
- *													   (target_crate.c | target_sqlite.c)
+ *	(early.c ->)
+ *	capture.c -> queue.c -> feed.c -> reader.c -> batch.c -> lanes.c -> target.c
+ *						   (keyset.c)						 (target_crate.c | target_sqlite.c)
  *
  *-------------------------------------------------------------------------
  */

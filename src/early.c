@@ -97,7 +97,7 @@ early_executor_start(QueryDesc *query, int eflags)
 			if (!is_ours(trigger))
 				continue;
 			early = palloc0(sizeof(EarlyState));
-			early->state.type = T_ExprState;
+			NodeSetTag(&early->state, T_ExprState);
 			early->state.flags = EEO_FLAG_IS_QUAL;
 			early->state.evalfunc = take_row;
 			early->rel = info->ri_RelationDesc;
