@@ -157,7 +157,7 @@ capture_rel(Relation rel, Trigger *trigger, CaptureRel *entry)
 	Oid			relid = RelationGetRelid(rel);
 	bool		found;
 
-	if (likely(entry != NULL && entry->valid))
+	if (likely(entry != NULL && entry->valid && entry->relid == relid))
 		return entry;
 
 	if (capture_rels == NULL)
@@ -465,8 +465,10 @@ crate_sync_capture(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
 		capture_truncate(trigdata->tg_relation, trigdata->tg_trigger);
 	else
-		capture_row(NULL, trigdata->tg_relation, trigdata->tg_trigger, trigdata->tg_trigslot,
-					TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ? trigdata->tg_newslot : NULL);
+		fcinfo->flinfo->fn_extra =
+			capture_row(fcinfo->flinfo->fn_extra, trigdata->tg_relation, trigdata->tg_trigger,
+						trigdata->tg_trigslot,
+						TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ? trigdata->tg_newslot : NULL);
 	return PointerGetDatum(NULL);
 }
 

@@ -11,7 +11,7 @@
  * of our trigger gets a condition: it takes the key and is false.
  *
  * A condition in the catalog would do, too, but is parsed and planned anew by
- * each statement, which for one row costs more than it saves.
+ * each statement, which for one row costs as much as it saves.
  *
  * It is the executor's copy alone that is changed.  Whatever comes another
  * way (COPY, logical replication, partitions that rows are routed to, a
