@@ -85,12 +85,14 @@ static int32 chunk_seq = 0;
 static bool wake_at_commit = false;
 static bool start_at_commit = false;
 
+/* the only callback of a writer's: there are few places for them */
 static void
-capture_rel_invalidate(Datum arg, Oid relid)
+relation_changed(Datum arg, Oid relid)
 {
 	HASH_SEQ_STATUS seq;
 	CaptureRel *entry;
 
+	queue_forget_relid(relid);
 	if (capture_rels == NULL)
 		return;
 	if (OidIsValid(relid))
@@ -170,7 +172,6 @@ capture_rel(Relation rel, Trigger *trigger, CaptureRel *entry)
 		ctl.hcxt = TopMemoryContext;
 		capture_rels = hash_create("crate_sync captured relations", 64, &ctl,
 								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-		CacheRegisterRelcacheCallback(capture_rel_invalidate, (Datum) 0);
 	}
 
 	entry = hash_search(capture_rels, &relid, HASH_ENTER, &found);
@@ -530,11 +531,9 @@ capture_xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_PRE_COMMIT:
 		case XACT_EVENT_PRE_PREPARE:
 			if (current_level != NULL)
-			{
 				flush_level(current_level);
-				/* others' callbacks may still write rows */
-				write_through = true;
-			}
+			/* others' callbacks may still write rows */
+			write_through = true;
 			break;
 
 		case XACT_EVENT_COMMIT:
@@ -551,8 +550,7 @@ capture_xact_callback(XactEvent event, void *arg)
 
 		case XACT_EVENT_PREPARE:
 		case XACT_EVENT_ABORT:
-			if (current_level != NULL || wrote_chunks || wake_at_commit || start_at_commit)
-				capture_forget();
+			capture_forget();
 			break;
 
 		default:
@@ -663,6 +661,7 @@ capture_subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 void
 capture_init(void)
 {
+	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
 	RegisterXactCallback(capture_xact_callback, NULL);
 	RegisterSubXactCallback(capture_subxact_callback, NULL);
 }

@@ -117,6 +117,15 @@ filling_pass(SyncTable *st)
 	return pass;
 }
 
+/* which rows have changed is not known */
+static void
+look_at_all_rows(SyncTable *st)
+{
+	if (!load_is_detached(st) &&
+		(st->phase != LOAD_ROWS || strcmp(st->load_mode, "full") != 0 || st->load_pos != 0))
+		load_need(st, "full");
+}
+
 static bool
 take_chunk(QueueChunk *chunk, void *arg)
 {
@@ -175,12 +184,7 @@ take_chunk(QueueChunk *chunk, void *arg)
 	if (chunk->n == KEY_TRUNCATE)
 		load_want_sweep(st);
 	else if (chunk->n == KEY_UNKNOWN || chunk->layout != st->layout.id)
-	{
-		/* keys of a former layout name nothing: look at all rows */
-		if (!load_is_detached(st) &&
-			(st->phase != LOAD_ROWS || strcmp(st->load_mode, "full") != 0 || st->load_pos != 0))
-			load_need(st, "full");
-	}
+		look_at_all_rows(st);	/* keys of a former layout name nothing */
 	else
 	{
 		const char *p = chunk->keys;
@@ -192,6 +196,14 @@ take_chunk(QueueChunk *chunk, void *arg)
 		while (key_unpack(&run, &p, end, values))
 			keyset_add(pass->keys, values);
 		feed->keys += chunk->n;
+		if (run.broken)
+		{
+			ereport(LOG,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("crate_sync: queued keys of %s.%s cannot be read: it is resynced",
+							st->def->schemaname, st->def->relname)));
+			look_at_all_rows(st);
+		}
 	}
 	return true;
 }

@@ -54,6 +54,7 @@ void
 key_run_start(KeyRun *run, const KeyLayout *layout)
 {
 	run->layout = layout;
+	run->broken = false;
 	memset(run->last, 0, sizeof(int64) * layout->ncols);
 }
 
@@ -135,14 +136,14 @@ key_pack(KeyRun *run, StringInfo buf, const Datum *values)
 			plain = (struct varlena *) PG_DETOAST_DATUM_PACKED(values[i]);
 			data = VARDATA_ANY(plain);
 			len = VARSIZE_ANY_EXHDR(plain);
-			if (len < KEY_CHUNK_BYTES)
-				appendBinaryStringInfo(buf, num, put_varint(num, len));
 		}
-		if (buf->len + len > KEY_CHUNK_BYTES)
+		if (buf->len + MAX_VARINT + len > KEY_CHUNK_BYTES)
 		{
 			buf->len = start;
 			return false;
 		}
+		if (plain != NULL)
+			appendBinaryStringInfo(buf, num, put_varint(num, len));
 		appendBinaryStringInfo(buf, data, len);
 		if (plain != NULL && (Pointer) plain != DatumGetPointer(values[i]))
 			pfree(plain);
@@ -198,7 +199,6 @@ key_unpack(KeyRun *run, const char **p, const char *end, Datum *values)
 		if (i == layout->ncols - 1)
 			return true;
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_DATA_CORRUPTED),
-			 errmsg("crate_sync: a chunk of queued keys cannot be read")));
+	run->broken = true;
+	return false;
 }

@@ -51,6 +51,7 @@ typedef struct KeyRun
 {
 	const KeyLayout *layout;
 	int64		last[INDEX_MAX_KEYS];
+	bool		broken;			/* what was read is no run of keys */
 } KeyRun;
 
 extern void key_run_start(KeyRun *run, const KeyLayout *layout);
@@ -63,7 +64,7 @@ extern bool key_pack(KeyRun *run, StringInfo buf, const Datum *values);
 
 /*
  * Reads the next key of a run: values by reference are palloc'd.  Moves *p
- * on; returns false at the end, ereports on garbage.
+ * on; returns false at the end, and at garbage: then run->broken is set.
  */
 extern bool key_unpack(KeyRun *run, const char **p, const char *end, Datum *values);
 

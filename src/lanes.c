@@ -153,11 +153,12 @@ batch_index_rows(SyncTable *st, Batch *batch)
 void
 lane_begin_read(Pass *pass)
 {
-	if (pass == NULL || pass->keys == NULL)
+	/* text and the like: one row can come for each of its key's spellings */
+	if (pass == NULL || pass->keys == NULL || !keyset_of_numbers(pass->keys))
 		current_read = ++last_read;
 	else
 	{
-		/* a key of a set is settled once, in whichever of its reads */
+		/* a number is settled once, in whichever of the set's reads */
 		if (pass->read_no == 0)
 			pass->read_no = ++last_read;
 		current_read = pass->read_no;

@@ -42,7 +42,6 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/hsearch.h"
-#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -71,8 +70,8 @@ static const char *const queue_names[QUEUE_TABLES] =
 
 static Oid	queue_relids[QUEUE_TABLES]; /* InvalidOid: to be looked up */
 
-static void
-queue_relids_invalidate(Datum arg, Oid relid)
+void
+queue_forget_relid(Oid relid)
 {
 	for (int i = 0; i < QUEUE_TABLES; i++)
 	{
@@ -85,16 +84,10 @@ queue_relids_invalidate(Datum arg, Oid relid)
 static Oid
 queue_relid(int table)
 {
-	static bool registered = false;
 	Oid			nsp;
 
 	if (likely(OidIsValid(queue_relids[table])))
 		return queue_relids[table];
-	if (!registered)
-	{
-		CacheRegisterRelcacheCallback(queue_relids_invalidate, (Datum) 0);
-		registered = true;
-	}
 	nsp = get_namespace_oid(CS_SCHEMA, true);
 	if (OidIsValid(nsp))
 		queue_relids[table] = get_relname_relid(queue_names[table], nsp);

@@ -46,6 +46,8 @@ typedef struct QueueChunk
  * A generation to write to, open and locked until the transaction ends; NULL
  * if there is no queue.
  */
+/* a relation was changed: its OID may be another now; InvalidOid: any */
+extern void queue_forget_relid(Oid relid);
 extern Relation queue_open_for_write(void);
 extern void queue_insert(Relation queue, Oid relid, int32 seq, int32 layout, int n,
 						 const char *keys, int len);

@@ -375,7 +375,7 @@ extern void lanes_drop(SyncTable *st);	/* forgets what is in memory */
 extern Lane *lane_for_key(SyncTable *st, uint64 hash);
 /* where a row goes; then fill cells, then lane_row_done */
 extern Batch *lane_open_batch(Lane *lane);
-/* rows added from here on have distinct keys, as have those of the same set of keys */
+/* rows added from here on have distinct keys, as have those of the same set of numbers */
 extern void lane_begin_read(Pass *pass);
 extern void lane_row_done(Lane *lane, Batch *batch, Pass *pass, bool is_delete,
 						  const char *key, int keylen, uint64 hash, Size rowbytes);

@@ -914,6 +914,11 @@ look_at_chunk(QueueChunk *chunk, void *arg)
 		}
 	}
 	pfree(cells.data);
+	if (run.broken)
+	{
+		check->all = true;
+		return false;
+	}
 	return true;
 }
 

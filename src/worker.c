@@ -733,13 +733,15 @@ time_to_wait(void)
 	TimestampTz next = turn.next_look;
 	dlist_iter	it;
 
-	/* without a target nothing is fed, and next_feed stays behind */
-	if (worker_target_ok)
+	/* without a target, or room, nothing is fed, and next_feed stays behind */
+	if (worker_target_ok && room_to_feed())
+	{
 		next = Min(next, turn.next_feed);
-	else if (the_target != NULL)
+		if (turn.more)
+			next = Min(next, TimestampTzPlusMilliseconds(now, 10)); /* an answer wakes us sooner */
+	}
+	else if (!worker_target_ok && the_target != NULL)
 		next = Min(next, target_retry_at);
-	if (worker_target_ok && turn.more && room_to_feed())
-		next = Min(next, TimestampTzPlusMilliseconds(now, 10)); /* an answer wakes us sooner */
 	dlist_foreach(it, &sync_tables)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);

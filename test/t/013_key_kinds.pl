@@ -51,6 +51,23 @@ CrateSync::on_targets($node, sub {
 	$m->sql('SELECT crate_sync.resume()');
 	$m->equal(\@names, 'with rows gone, and keys changed');
 
+	# as long as a chunk of the queue, about so long, and longer
+	$m->sql(qq{INSERT INTO named (id, v) SELECT repeat(c, n), n FROM unnest(ARRAY['c', 'x']) c, unnest(ARRAY[7988, 7989, 7990, 7991, 7999, 8000, 8001, 20000]) n;
+		UPDATE plain SET v = 77 WHERE id < 0});
+	$m->equal(\@names, 'with long keys');
+	$m->sql(q{UPDATE named SET v = 78 WHERE id = repeat('c', 8000)});
+	$m->sql(q{DELETE FROM named WHERE id = repeat('x', 8000)});
+	$m->equal(\@names, 'one changed, one gone');
+
+	# a chunk that is none holds nobody up
+	$m->sql(q{SELECT crate_sync.pause('plain'); UPDATE plain SET v = 79 WHERE id < 10;
+		INSERT INTO crate_sync.queue_0 SELECT pg_current_xact_id(), now(), relid, 1000 + seq, layout, n, '\xffffffffffffffffffffffff'
+			FROM (SELECT * FROM crate_sync.queue_0 UNION ALL SELECT * FROM crate_sync.queue_1 UNION ALL SELECT * FROM crate_sync.queue_2
+				UNION ALL SELECT * FROM crate_sync.queue_hold) q WHERE relid = 'plain'::regclass});
+	$m->sql(q{SELECT crate_sync.resume('plain'); UPDATE days SET v = 80});
+	$m->equal(\@names, 'a chunk that cannot be read');
+	$m->poll(q{SELECT NOT EXISTS (SELECT FROM crate_sync.progress)});
+
 	# a filter that fails for a row in between does so for nobody who was asked for
 	$m->sql(q{CREATE TABLE f (id int PRIMARY KEY, d int, v int DEFAULT 0);
 		INSERT INTO f SELECT i, 1, 0 FROM generate_series(1, 1000) i;
