@@ -440,7 +440,7 @@ slot_advance(Slot *slot)
 
 		case STEP_PROBE:
 			slot_finish_with(slot, TARGET_REFUSED_ROWS, "dropped",
-							 "the target dropped the row without saying why, as CrateDB does before 6.0");
+							 "the target dropped the row without saying why: one of its values may be none of its column's type");
 			return;
 	}
 	slot_finish_with(slot, slot->step == STEP_UPSERT || slot->step == STEP_DELETE ?
