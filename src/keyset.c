@@ -243,12 +243,6 @@ sort_numbers(KeySet *ks)
 }
 
 int
-keyset_size(const KeySet *ks)
-{
-	return ks->n;
-}
-
-int
 keyset_nopen(const KeySet *ks)
 {
 	return ks->nopen;

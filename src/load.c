@@ -305,7 +305,7 @@ sweep_step(SyncTable *st)
 		pass->last = true;
 		st->feed_done = true;
 	}
-	pass->fed = pass->keys == NULL || keyset_size(pass->keys) == 0;
+	pass->fed = pass->keys == NULL || keyset_nopen(pass->keys) == 0;
 	rowset_free(page);
 	MemoryContextSwitchTo(oldcxt);
 	if (!pass->fed)

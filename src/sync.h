@@ -342,7 +342,7 @@ extern KeySet *keyset_create(MemoryContext cxt, SyncTable *st);
 extern void keyset_free(KeySet *ks);
 /* adds a key of source values; the same key twice is one; before any is asked for */
 extern void keyset_add(KeySet *ks, const Datum *values);
-extern int	keyset_size(const KeySet *ks);	/* 0: empty; else about how many */
+/* how many are not settled; before any is asked for, one that was added twice counts twice */
 extern int	keyset_nopen(const KeySet *ks);
 /* asks for the first open keys, at most so many; returns how many */
 extern int	keyset_ask(KeySet *ks, int limit);

@@ -1443,7 +1443,7 @@ keys_step(SyncTable *st, VerifyRun *run)
 	}
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(run->step_cxt);
-	if (keyset_size(ks) > 0)
+	if (keyset_nopen(ks) > 0)
 	{
 		read = reader_collect_keys(st, ks, NULL, 0, NULL, NULL);
 		if (read == READ_TROUBLE)

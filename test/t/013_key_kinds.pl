@@ -67,7 +67,8 @@ CrateSync::on_targets($node, sub {
 				UNION ALL SELECT * FROM crate_sync.queue_hold) q WHERE relid = 'plain'::regclass});
 	$m->sql(q{SELECT crate_sync.resume('plain'); UPDATE days SET v = 80});
 	$m->equal(\@names, 'a chunk that cannot be read');
-	$m->poll(q{SELECT NOT EXISTS (SELECT FROM crate_sync.progress)});
+	ok($m->poll(q{SELECT NOT EXISTS (SELECT FROM crate_sync.progress)}), '... the resync is over');
+	cmp_ok(CrateSync::log_count($node, qr/queued keys of $m->{schema}\.plain cannot be read: it is resynced/), '>=', 1, '... of which the log speaks');
 
 	# a filter that fails for a row in between does so for nobody who was asked for
 	$m->sql(q{CREATE TABLE f (id int PRIMARY KEY, d int, v int DEFAULT 0);
