@@ -8,7 +8,7 @@ MODULE_big = crate_sync
 OBJS = crate_sync.o $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 
 EXTENSION = crate_sync
-DATA = crate_sync--1.0.sql
+DATA = crate_sync--1.0.sql crate_sync--1.0--1.1.sql crate_sync--1.1.sql
 PGFILEDESC = "crate_sync - keeps PostgreSQL tables mirrored in CrateDB"
 
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))

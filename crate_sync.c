@@ -45,6 +45,7 @@ int			cs_max_lag = 300000;
 int			cs_max_queue_size = 10240;
 int			cs_queue_full_action = QUEUE_FULL_WARN;
 bool		cs_capture = true;
+bool		cs_debug_points = false;
 bool		cs_preloaded = false;
 
 #if PG_VERSION_NUM >= 150000
@@ -131,6 +132,9 @@ define_settings(void)
 							 "Queue this session's changes; a superuser may skip that on purpose.",
 							 "What is changed while it is off does not reach the target.",
 							 &cs_capture, true, PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("crate_sync.debug_points", "Let tests hold the worker between its steps.", NULL,
+							 &cs_debug_points, false, PGC_SIGHUP,
+							 GUC_NOT_IN_SAMPLE | GUC_NO_SHOW_ALL | GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("crate_sync");
 }
 

@@ -544,9 +544,9 @@ static void
 insert_mirror(const MirrorTable *table, const MirrorSpec *spec, bool copy_data)
 {
 	Oid			types[] = {OIDOID, TEXTOID, TEXTOID, NAMEARRAYOID, NAMEARRAYOID,
-	TEXTOID, NAMEOID, JSONBOID, TEXTOID};
-	Datum		values[9];
-	char		nulls[10] = "         ";
+	TEXTOID, NAMEOID, JSONBOID, TEXTOID, NAMEOID, NAMEOID, OIDOID};
+	Datum		values[12];
+	char		nulls[13] = "            ";
 	List	   *key = NIL;
 
 	for (int i = 0; i < table->nkeys; i++)
@@ -573,12 +573,16 @@ insert_mirror(const MirrorTable *table, const MirrorSpec *spec, bool copy_data)
 	else
 		nulls[7] = 'n';
 	values[8] = CStringGetTextDatum(copy_data ? "full" : "none");
+	values[9] = DirectFunctionCall1(namein, CStringGetDatum(table->schemaname));
+	values[10] = DirectFunctionCall1(namein, CStringGetDatum(table->relname));
+	values[11] = ObjectIdGetDatum(table->owner);
 
 	SPI_connect();
 	if (run("INSERT INTO crate_sync.mirror (relid, target_schema, target_table, key_columns,"
-			" columns, row_filter, soft_delete_column, options, resync_no, resync_mode)"
-			" VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, '{}'), 1, $9)"
-			" ON CONFLICT DO NOTHING", 9, types, values, nulls) == 0)
+			" columns, row_filter, soft_delete_column, options, resync_no, resync_mode,"
+			" source_schema, source_name, source_owner)"
+			" VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, '{}'), 1, $9, $10, $11, $12)"
+			" ON CONFLICT DO NOTHING", 12, types, values, nulls) == 0)
 	{
 		char	   *other = NULL;
 
@@ -1250,8 +1254,7 @@ Datum
 crate_sync_before_drop(PG_FUNCTION_ARGS)
 {
 	Elevation	e;
-	List	   *specs;
-	List	   *relids = NIL;
+	List	   *relids;
 	ListCell   *lc;
 
 	if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
@@ -1262,11 +1265,8 @@ crate_sync_before_drop(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 
 	elevate(&e);
-	specs = mirror_load(InvalidOid);
+	relids = mirror_relids();
 	descend(&e);
-	foreach(lc, specs)
-		relids = lappend_oid(relids, ((MirrorSpec *) lfirst(lc))->relid);
-	list_sort(relids, list_oid_cmp);
 	foreach(lc, relids)
 	{
 		Oid			relid = lfirst_oid(lc);

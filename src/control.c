@@ -67,6 +67,7 @@ run_elevated(const char *const *sql, int n)
 {
 	Elevation	e;
 
+	mirror_check_catalog();
 	elevate(&e);
 	SPI_connect();
 	for (int i = 0; i < n; i++)
@@ -82,8 +83,8 @@ Datum
 crate_sync_start(PG_FUNCTION_ARGS)
 {
 	static const char *const sql[] = {
-		"UPDATE crate_sync.control SET stopped = false WHERE stopped",
-		"UPDATE crate_sync.worker_state SET unclean_starts = 0 WHERE unclean_starts > 0",
+		/* not worker_state: the worker would wait for this transaction's end */
+		"UPDATE crate_sync.control SET stopped = false, start_no = start_no + 1",
 	};
 	bool		running = cs_worker_is_running();
 

@@ -56,6 +56,7 @@ extern int	cs_max_lag;
 extern int	cs_max_queue_size;		/* MB */
 extern int	cs_queue_full_action;
 extern bool cs_capture;
+extern bool cs_debug_points;		/* see point.h */
 
 extern bool cs_preloaded;			/* loaded by shared_preload_libraries */
 

@@ -9,6 +9,7 @@
 
 #include "access/xact.h"
 #include "catalog/pg_class.h"
+#include "point.h"
 #include "sync.h"
 #include "utils/snapmgr.h"
 
@@ -253,9 +254,11 @@ feed_queue(void)
 			/* tables first: their chunks are only understood with them */
 			CommitTransactionCommand();
 			state_reload();
+			cs_point("after reload");
 			feed.reloaded = true;
 			StartTransactionCommand();
 		}
+		cs_point("before queue");
 		PushActiveSnapshot(GetTransactionSnapshot());
 		queue_read(GetActiveSnapshot(), hold_filter, take_chunk, &feed);
 		PopActiveSnapshot();
@@ -295,6 +298,7 @@ feed_rows(SyncTable *st)
 		if (!worker_may_feed(st))
 			break;
 		any = true;
+		cs_point("before read");
 		reader_feed_keys(st, pass);
 		if (st->in_error)
 			break;				/* its passes are gone */

@@ -18,6 +18,7 @@
 
 #include "claim.h"
 #include "keymap.h"
+#include "point.h"
 #include "sync.h"
 
 /* that many refused in a row, none taken in between: it is not the rows */
@@ -493,6 +494,7 @@ lanes_dispatch(SyncTable *st, bool input_idle)
 		lane->req.hi = seg->hi;
 		lane->req.explain = seg->explain;
 		lane->req.arg = lane;
+		cs_point("before send");
 		if (!the_target->ops->submit(the_target, &lane->req))
 			return sent;		/* no connection is free */
 		lane->busy = true;

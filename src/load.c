@@ -14,6 +14,7 @@
 #include "crate_sync.h"
 
 #include "access/xact.h"
+#include "point.h"
 #include "sync.h"
 #include "utils/builtins.h"
 #include "verify.h"
@@ -267,6 +268,7 @@ sweep_step(SyncTable *st)
 		return;
 	}
 	st->sweep_started = true;
+	cs_point("after page");
 
 	if (page->nrows > 0)
 	{
@@ -322,7 +324,10 @@ load_step(SyncTable *st)
 	if (st->phase == LOAD_NONE || st->feed_done || !worker_may_feed(st))
 		return false;
 	if (st->phase == LOAD_ROWS)
+	{
+		cs_point("before piece");
 		reader_feed_range(st);
+	}
 	else if (st->sweep_started || sweep_may_start(st))
 		sweep_step(st);
 	else

@@ -1155,6 +1155,53 @@ spi_text(HeapTuple tup, int col)
 }
 
 /*
+ * Is the catalog as this library wants it?  After a newer library was put in
+ * the old one's place it is not, until ALTER EXTENSION.  The newest column
+ * tells, and not the version's number: a later catalog has it, too.
+ */
+bool
+mirror_catalog_is_current(void)
+{
+	Oid			nsp = get_namespace_oid(CS_SCHEMA, true);
+	Oid			relid = OidIsValid(nsp) ? get_relname_relid("control", nsp) : InvalidOid;
+
+	return OidIsValid(relid) && get_attnum(relid, "start_no") != InvalidAttrNumber;
+}
+
+void
+mirror_check_catalog(void)
+{
+	if (!mirror_catalog_is_current())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the catalog of extension crate_sync is older than its library"),
+				 errdetail("Changes are queued, nothing is pushed until it is updated."),
+				 errhint("%s", CS_UPDATE_HINT)));
+}
+
+/* the relations in the catalog, whatever its version */
+List *
+mirror_relids(void)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	List	   *relids = NIL;
+
+	SPI_connect();
+	if (SPI_execute("SELECT relid FROM crate_sync.mirror ORDER BY 1", false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read crate_sync.mirror");
+	MemoryContextSwitchTo(cxt);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+
+		relids = lappend_oid(relids, DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
+																	SPI_tuptable->tupdesc, 1, &isnull)));
+	}
+	SPI_finish();
+	return relids;
+}
+
+/*
  * What is asked for of one table, or of all in the order in which they were
  * added: a List of MirrorSpec in the current memory context.  The caller may
  * read the catalog and has a snapshot.
@@ -1165,13 +1212,14 @@ mirror_load(Oid relid)
 	static const char query[] =
 		"SELECT target_schema, target_table, row_filter, resync_mode, resync_filter,"
 		" mirror_id, relid, key_columns, columns, soft_delete_column, options, paused,"
-		" resync_no, verify_no, verify_repair"
+		" resync_no, verify_no, verify_repair, follow, source_schema, source_name, source_owner"
 		" FROM crate_sync.mirror WHERE relid = $1 OR $1 = 0 ORDER BY mirror_id";
 	MemoryContext cxt = CurrentMemoryContext;
 	Oid			argtypes[] = {OIDOID};
 	Datum		args[] = {ObjectIdGetDatum(relid)};
 	List	   *specs = NIL;
 
+	mirror_check_catalog();
 	SPI_connect();
 	if (SPI_execute_with_args(query, 1, argtypes, args, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read crate_sync.mirror");
@@ -1203,6 +1251,14 @@ mirror_load(Oid relid)
 		spec->resync_no = DatumGetInt32(SPI_getbinval(tup, desc, 13, &isnull));
 		spec->verify_no = DatumGetInt32(SPI_getbinval(tup, desc, 14, &isnull));
 		spec->verify_repair = DatumGetBool(SPI_getbinval(tup, desc, 15, &isnull));
+		spec->follow_name = strcmp(spi_text(tup, 16), "name") == 0;
+		d = SPI_getbinval(tup, desc, 17, &isnull);
+		if (!isnull)
+			spec->source_schema = pstrdup(NameStr(*DatumGetName(d)));
+		d = SPI_getbinval(tup, desc, 18, &isnull);
+		if (!isnull)
+			spec->source_name = pstrdup(NameStr(*DatumGetName(d)));
+		spec->source_owner = DatumGetObjectId(SPI_getbinval(tup, desc, 19, &isnull));
 		specs = lappend(specs, spec);
 	}
 	SPI_finish();

@@ -46,6 +46,10 @@ typedef struct MirrorSpec
 	char	   *resync_filter;
 	int			verify_no;
 	bool		verify_repair;
+	bool		follow_name;	/* whatever table has the name, not that one table */
+	char	   *source_schema;	/* the name it was added by; NULL: not known */
+	char	   *source_name;
+	Oid			source_owner;	/* then */
 } MirrorSpec;
 
 /*
@@ -98,6 +102,17 @@ extern bool mirror_input_runs_code(Oid typid);
 /* the specs in the catalog, of one relation or (InvalidOid) all: List of
  * MirrorSpec *, in the current memory context */
 extern List *mirror_load(Oid relid);
+
+/*
+ * Is the catalog as this library wants it?  The second one throws if not, with
+ * the words that say what to do.
+ */
+#define CS_UPDATE_HINT "ALTER EXTENSION crate_sync UPDATE;"
+extern bool mirror_catalog_is_current(void);
+extern void mirror_check_catalog(void);
+
+/* the relations in the catalog, of whatever version: List of Oid, ascending */
+extern List *mirror_relids(void);
 
 /* the elements of a name[], as List of char *; NULLs are an error */
 extern List *mirror_name_list(ArrayType *array);

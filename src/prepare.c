@@ -18,6 +18,7 @@
 #include "executor/spi.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
+#include "point.h"
 #include "sync.h"
 #include "utils/builtins.h"
 #include "utils/rel.h"
@@ -316,6 +317,7 @@ prepare_table(SyncTable *st)
 		if (claim_is_anothers(st) && !claim_for(st))
 			return false;
 		created = altered = false;
+		cs_point("before ensure");
 		the_target->ops->ensure_table(the_target, &st->def->target, &created, &altered, &res);
 		st->found_missing |= created;
 		st->found_altered |= altered;
@@ -341,6 +343,7 @@ prepare_table(SyncTable *st)
 			/* or a former worker made it, and died before it could write that down */
 			st->found_missing = empty && (st->found_missing || source_may_have_rows(st));
 		}
+		cs_point("before ready");
 		st->target_ready = true;
 		for (int i = 0; i < st->nlanes; i++)
 			st->lanes[i].epoch = 0;
@@ -426,7 +429,9 @@ swap_rebuilt(SyncTable *st)
 	final.name = st->spec.target_table;
 	final.qualified = psprintf("%s.%s", target_quote_ident(final.schema), target_quote_ident(final.name));
 	memset(&res, 0, sizeof(res));
+	cs_point("before swap");
 	the_target->ops->swap_table(the_target, &as, &final, &res);
+	cs_point("after swap");
 	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
 		target_trouble(res.outcome, res.code, res.message);
 	else if (res.outcome != TARGET_OK)

@@ -31,6 +31,7 @@
 #include "mb/pg_wchar.h"
 #include "storage/bufmgr.h"
 #include "keymap.h"
+#include "point.h"
 #include "sync.h"
 #include "tcop/dest.h"
 #include "utils/builtins.h"
@@ -841,6 +842,7 @@ read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
 		SPI_connect();
 		become_owner(&e, st->def->owner);
 		lane_begin_read(r->pass);
+		cs_point("in read");
 		enable_timeout_after(STATEMENT_TIMEOUT, READ_TIME_LIMIT);
 		func(st, r, arg);
 		end_time_limit();

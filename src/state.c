@@ -23,6 +23,7 @@
 #include "executor/spi.h"
 #include "live.h"
 #include "storage/lmgr.h"
+#include "point.h"
 #include "sync.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
@@ -464,6 +465,7 @@ resolve_table(SyncTable *st)
 			}
 			list_sort(leaves, list_oid_cmp);
 
+			cs_point("in resolve");
 			shape = table_shape(st, rel, &captured);
 			if (!captured)
 			{
@@ -966,6 +968,7 @@ state_ack(bool force)
 	ErrorData  *volatile error = NULL;
 	ListCell   *lc;
 
+	cs_point("before ack");
 	StartTransactionCommand();
 	PG_TRY();
 	{
@@ -1051,4 +1054,5 @@ state_ack(bool force)
 		written(st);
 	}
 	live_note_ack();
+	cs_point("after ack");
 }

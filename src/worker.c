@@ -22,6 +22,7 @@
 #include "executor/spi.h"
 #include "live.h"
 #include "mb/pg_wchar.h"
+#include "mirror.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -404,6 +405,44 @@ worker_timeline(void)
 #endif
 }
 
+/*
+ * A newer library over an older catalog: nothing can be done but to say so, and
+ * to begin anew when it is updated.
+ */
+static void
+wait_for_catalog(void)
+{
+	bool		current;
+	bool		said = false;
+
+	for (;;)
+	{
+		Oid			extension;
+
+		StartTransactionCommand();
+		extension = get_extension_oid("crate_sync", true);
+		current = !OidIsValid(extension) || mirror_catalog_is_current();
+		CommitTransactionCommand();
+		if (current)
+			break;
+		if (!said)
+		{
+			const char *message = "the extension's catalog is older than its library: changes are queued, nothing is pushed";
+
+			ereport(LOG, (errmsg("crate_sync: %s", message), errhint("%s", CS_UPDATE_HINT)));
+			worker_tell_state("update needed", message, CS_UPDATE_HINT);
+			said = true;
+		}
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 200,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		leave_if_database_is_claimed();
+	}
+	if (said)
+		leave(LIVE_WANTED, 0);
+}
+
 /* is the extension there, and are we to run?  Notes the start. */
 static bool
 begin_work(void)
@@ -420,6 +459,8 @@ begin_work(void)
 		run = true;
 		claim_init();
 		SPI_connect();
+		SPI_execute("UPDATE crate_sync.worker_state SET unclean_starts = 0, start_done = start_no "
+					"FROM crate_sync.control WHERE start_done IS DISTINCT FROM start_no", false, 0);
 		SPI_execute("SELECT stopped FROM crate_sync.control", true, 1);
 		if (SPI_processed == 1)
 			stopped = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
@@ -982,6 +1023,7 @@ crate_sync_worker_main(Datum arg)
 	StartTransactionCommand();
 	SetConfigOption("client_encoding", "UTF8", PGC_USERSET, PGC_S_SESSION);
 	CommitTransactionCommand();
+	wait_for_catalog();
 	begin_work();
 	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
 	live_db->wanted = LIVE_WANTED;

@@ -1,0 +1,543 @@
+/* crate_sync 1.1 */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION crate_sync" to load this file. \quit
+
+-- made here, and not by the control file, so that DROP EXTENSION takes it away
+CREATE SCHEMA crate_sync;
+SET LOCAL search_path TO crate_sync, pg_temp;
+
+/* ---------------------------------------------------------------------------
+ * Catalog.  What the user asked for is in mirror, written by the functions
+ * below; what the worker has done about it is in mirror_state, written by the
+ * worker alone, so that an open transaction of the user never blocks it.
+ * ------------------------------------------------------------------------ */
+
+CREATE TABLE mirror (
+	mirror_id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	relid regclass NOT NULL UNIQUE,
+	target_schema text NOT NULL,
+	target_table text NOT NULL,
+	key_columns name[] NOT NULL,
+	columns name[],                    -- NULL: all, also those added later
+	row_filter text,
+	soft_delete_column name,
+	options jsonb NOT NULL DEFAULT '{}',
+	paused boolean NOT NULL DEFAULT false,
+	resync_no int NOT NULL DEFAULT 0,  -- raised by each request
+	resync_mode text,                  -- full, upsert, rebuild, cancel
+	resync_filter text,
+	verify_no int NOT NULL DEFAULT 0,
+	verify_repair boolean NOT NULL DEFAULT false,
+	follow text NOT NULL DEFAULT 'table', -- or 'name': whatever table has it
+	source_schema name,                -- the name that the table was added by,
+	source_name name,                  -- and its owner at that time
+	source_owner oid,
+	UNIQUE (target_schema, target_table)
+);
+
+CREATE TABLE mirror_state (
+	mirror_id int PRIMARY KEY,
+	relid oid NOT NULL,
+	state text NOT NULL DEFAULT 'new', -- new, loading, sweeping, ready, error
+	claimed boolean NOT NULL DEFAULT false,
+	lanes_used int NOT NULL DEFAULT 0, -- fences there may be at the target
+	shape text,                        -- fingerprint of table and triggers
+	resync_done int NOT NULL DEFAULT -1,
+	load_mode text,                    -- what is under way; NULL: nothing
+	load_phase text,                   -- load, sweep, verify
+	load_rel oid,                      -- leaf being read
+	load_filenode oid,                 -- its storage: a rewrite starts it anew
+	load_block bigint,                 -- first block not yet acknowledged
+	load_rows bigint,
+	load_total bigint,
+	load_bytes bigint,
+	load_start timestamptz,
+	sweep_key text,                    -- last target key looked at
+	verify_done int NOT NULL DEFAULT 0,
+	n_tup_upserted bigint NOT NULL DEFAULT 0,
+	n_tup_deleted bigint NOT NULL DEFAULT 0,
+	n_tup_failed bigint NOT NULL DEFAULT 0,
+	requests bigint NOT NULL DEFAULT 0,
+	retries bigint NOT NULL DEFAULT 0,
+	bytes_sent bigint NOT NULL DEFAULT 0,
+	request_time float8 NOT NULL DEFAULT 0,
+	last_ack_time timestamptz,
+	last_load_time timestamptz,
+	last_verify_time timestamptz,
+	last_verify_ok boolean,
+	last_error text,
+	last_error_code text,
+	last_error_time timestamptz,
+	hint text,
+	due text                           -- why a load is owed; NULL: none is
+) WITH (fillfactor = 50);
+
+-- one row per key that the target, or the reading of the row, refused
+CREATE TABLE failed (
+	failed_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	mirror_id int NOT NULL,
+	key jsonb NOT NULL,
+	packed_key bytea NOT NULL,         -- as in a queue chunk
+	layout int NOT NULL,
+	target_key text NOT NULL,          -- the key as the target is told
+	action text NOT NULL,              -- upsert, delete, read
+	error_code text,
+	error_message text,
+	attempts int NOT NULL DEFAULT 1,
+	first_failed_time timestamptz NOT NULL DEFAULT clock_timestamp(),
+	last_failed_time timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX failed_mirror_key ON failed (mirror_id, md5(target_key));
+
+-- tables that were removed: what is left to do at the target
+CREATE TABLE removal (
+	removal_id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	target_schema text NOT NULL,
+	target_table text NOT NULL,
+	drop_target boolean NOT NULL
+);
+
+-- tables that queue nothing because the queue was full; read by the triggers
+CREATE TABLE detached (
+	relid oid PRIMARY KEY
+);
+
+CREATE TABLE control (
+	singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+	stopped boolean NOT NULL DEFAULT false,
+	adopt_no int NOT NULL DEFAULT 0,
+	start_no int NOT NULL DEFAULT 0    -- raised by start()
+);
+INSERT INTO control DEFAULT VALUES;
+
+CREATE TABLE worker_state (
+	singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+	unclean_starts int NOT NULL DEFAULT 0,
+	system_identifier text,
+	timeline int,
+	token text,
+	beat bigint NOT NULL DEFAULT 0,    -- written here before it goes to the target
+	beat_acked bigint NOT NULL DEFAULT 0,
+	adopt_done int NOT NULL DEFAULT 0,
+	start_done int NOT NULL DEFAULT 0
+) WITH (fillfactor = 50);
+INSERT INTO worker_state DEFAULT VALUES;
+
+CREATE TABLE difference (
+	difference_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	mirror_id int NOT NULL,
+	key jsonb NOT NULL,
+	kind text NOT NULL,                -- missing, extra, different
+	columns name[],
+	found_time timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX difference_mirror ON difference (mirror_id);
+
+CREATE TABLE benchmark_results (
+	benchmark_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	run_time timestamptz NOT NULL DEFAULT now(),
+	run_by name NOT NULL DEFAULT current_user,
+	target text NOT NULL,              -- crate 6.4.3, sqlite 3.40.1
+	query text NOT NULL,
+	target_sql text NOT NULL,
+	iterations int NOT NULL,
+	warmup int NOT NULL,
+	source_min_time float8 NOT NULL,
+	source_mean_time float8 NOT NULL,
+	source_p50_time float8 NOT NULL,
+	source_p95_time float8 NOT NULL,
+	target_min_time float8 NOT NULL,
+	target_mean_time float8 NOT NULL,
+	target_p50_time float8 NOT NULL,
+	target_p95_time float8 NOT NULL,
+	target_server_time float8,         -- what the target itself says it took, p50
+	speedup float8 NOT NULL,           -- source_p50_time / target_p50_time
+	source_rows bigint NOT NULL,
+	target_rows bigint NOT NULL,
+	rows_match boolean NOT NULL,
+	mismatch text
+);
+
+SELECT pg_catalog.pg_extension_config_dump('mirror', '');
+SELECT pg_catalog.pg_extension_config_dump('mirror_mirror_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('benchmark_results', '');
+SELECT pg_catalog.pg_extension_config_dump('benchmark_results_benchmark_id_seq', '');
+
+/* ---------------------------------------------------------------------------
+ * Queue: chunks of packed keys.  Three generations that rotate and one that
+ * holds what belongs to paused or stopped tables; src/queue.c has the rules.
+ * No index, no default, no TOAST: a flush is one heap_insert per chunk.
+ * ------------------------------------------------------------------------ */
+
+CREATE TABLE queue_0 (
+	xid xid8 NOT NULL,                 -- (xid, seq): the chunk's identity
+	queued_at timestamptz NOT NULL,
+	relid oid NOT NULL,                -- topmost relation with our trigger
+	seq int NOT NULL,
+	layout int NOT NULL,               -- hash of the key's columns and types
+	n int NOT NULL,                    -- keys; -1: TRUNCATE, -2: unreadable key
+	keys bytea NOT NULL
+) USING heap WITH (autovacuum_enabled = off);
+ALTER TABLE queue_0 ALTER COLUMN keys SET STORAGE PLAIN;
+CREATE TABLE queue_1 (LIKE queue_0 INCLUDING STORAGE) USING heap WITH (autovacuum_enabled = off);
+CREATE TABLE queue_2 (LIKE queue_0 INCLUDING STORAGE) USING heap WITH (autovacuum_enabled = off);
+CREATE TABLE queue_hold (LIKE queue_0 INCLUDING STORAGE) USING heap;
+
+-- which generation writers fill; read outside of transactions' rules
+CREATE SEQUENCE queue_generation MINVALUE 0 MAXVALUE 2 START 0 CYCLE;
+SELECT pg_catalog.setval('queue_generation', 0, true);
+
+REVOKE ALL ON ALL TABLES IN SCHEMA crate_sync FROM PUBLIC;
+
+/* ---------------------------------------------------------------------------
+ * Capture
+ * ------------------------------------------------------------------------ */
+
+CREATE FUNCTION capture() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'crate_sync_capture' LANGUAGE C;
+COMMENT ON FUNCTION capture() IS
+	'trigger that queues the keys of changed rows, and TRUNCATE, for the mirror';
+REVOKE ALL ON FUNCTION capture() FROM PUBLIC;
+
+/* ---------------------------------------------------------------------------
+ * Tables
+ * ------------------------------------------------------------------------ */
+
+CREATE FUNCTION add_table(relation regclass,
+						  target text DEFAULT NULL,
+						  columns name[] DEFAULT NULL,
+						  row_filter text DEFAULT NULL,
+						  soft_delete_column name DEFAULT NULL,
+						  options jsonb DEFAULT NULL,
+						  copy_data boolean DEFAULT true,
+						  if_not_exists boolean DEFAULT false)
+	RETURNS text
+	AS 'MODULE_PATHNAME', 'crate_sync_add_table' LANGUAGE C;
+COMMENT ON FUNCTION add_table(regclass, text, name[], text, name, jsonb, boolean, boolean) IS
+	'mirrors a table in the target; returns the target table''s name';
+
+CREATE FUNCTION remove_table(relation regclass,
+							 drop_target boolean DEFAULT false,
+							 if_exists boolean DEFAULT false)
+	RETURNS boolean
+	AS 'MODULE_PATHNAME', 'crate_sync_remove_table' LANGUAGE C;
+COMMENT ON FUNCTION remove_table(regclass, boolean, boolean) IS
+	'ends the mirroring of a table; the target table stays unless drop_target';
+
+CREATE FUNCTION add_all_tables(schema_names name[] DEFAULT ARRAY['public']::name[],
+							   OUT relation regclass, OUT added boolean, OUT message text)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'crate_sync_add_all_tables' LANGUAGE C;
+COMMENT ON FUNCTION add_all_tables(name[]) IS
+	'adds every table of the schemas that can be mirrored; a row per table says which, or why not';
+
+CREATE FUNCTION preview(relation regclass,
+						columns name[] DEFAULT NULL,
+						soft_delete_column name DEFAULT NULL,
+						options jsonb DEFAULT NULL,
+						OUT column_name name, OUT source_type text, OUT target_column text,
+						OUT target_type text, OUT is_key boolean, OUT note text)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'crate_sync_preview' LANGUAGE C;
+COMMENT ON FUNCTION preview(regclass, name[], name, jsonb) IS
+	'shows each column''s type in the target and what it loses there; touches nothing';
+
+CREATE FUNCTION get_target_ddl(relation regclass) RETURNS text
+	AS 'MODULE_PATHNAME', 'crate_sync_get_target_ddl' LANGUAGE C STRICT;
+COMMENT ON FUNCTION get_target_ddl(regclass) IS
+	'the statement that creates the target table of a mirrored table, or of one that could be';
+
+CREATE FUNCTION resync(relation regclass DEFAULT NULL,
+					   mode text DEFAULT 'full',
+					   row_filter text DEFAULT NULL)
+	RETURNS int
+	AS 'MODULE_PATHNAME', 'crate_sync_resync' LANGUAGE C;
+COMMENT ON FUNCTION resync(regclass, text, text) IS
+	'has the worker push a table, or all, again: upsert, full or rebuild; returns how many tables';
+
+CREATE FUNCTION cancel(relation regclass) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'crate_sync_cancel' LANGUAGE C STRICT;
+COMMENT ON FUNCTION cancel(regclass) IS 'stops a running resync or verify of a table';
+
+CREATE FUNCTION verify(relation regclass DEFAULT NULL, repair boolean DEFAULT false)
+	RETURNS int
+	AS 'MODULE_PATHNAME', 'crate_sync_verify' LANGUAGE C;
+COMMENT ON FUNCTION verify(regclass, boolean) IS
+	'has the worker compare source and target; findings in differences, outcome in tables';
+
+CREATE FUNCTION pause(relation regclass DEFAULT NULL) RETURNS int
+	AS 'MODULE_PATHNAME', 'crate_sync_pause' LANGUAGE C;
+COMMENT ON FUNCTION pause(regclass) IS
+	'stops pushing a table, or all; its changes go on queueing';
+
+CREATE FUNCTION resume(relation regclass DEFAULT NULL) RETURNS int
+	AS 'MODULE_PATHNAME', 'crate_sync_resume' LANGUAGE C;
+COMMENT ON FUNCTION resume(regclass) IS 'takes up pushing a paused table, or all, again';
+
+CREATE FUNCTION retry_failed(relation regclass DEFAULT NULL, failed_id bigint DEFAULT NULL)
+	RETURNS bigint
+	AS 'MODULE_PATHNAME', 'crate_sync_retry_failed' LANGUAGE C;
+COMMENT ON FUNCTION retry_failed(regclass, bigint) IS
+	'queues failed rows again; returns how many; a row leaves failed_rows when it has arrived';
+
+CREATE FUNCTION discard_failed(relation regclass DEFAULT NULL, failed_id bigint DEFAULT NULL)
+	RETURNS bigint
+	AS 'MODULE_PATHNAME', 'crate_sync_discard_failed' LANGUAGE C;
+COMMENT ON FUNCTION discard_failed(regclass, bigint) IS
+	'forgets failed rows without pushing them; returns how many';
+
+/* ---------------------------------------------------------------------------
+ * Worker
+ * ------------------------------------------------------------------------ */
+
+CREATE FUNCTION start() RETURNS boolean
+	AS 'MODULE_PATHNAME', 'crate_sync_start' LANGUAGE C STRICT;
+COMMENT ON FUNCTION start() IS 'starts this database''s worker';
+
+CREATE FUNCTION stop() RETURNS boolean
+	AS 'MODULE_PATHNAME', 'crate_sync_stop' LANGUAGE C STRICT;
+COMMENT ON FUNCTION stop() IS 'stops this database''s worker until start(); changes go on queueing';
+
+CREATE FUNCTION adopt() RETURNS boolean
+	AS 'MODULE_PATHNAME', 'crate_sync_adopt' LANGUAGE C STRICT;
+COMMENT ON FUNCTION adopt() IS
+	'lets this database write target tables that another one has claimed';
+
+CREATE FUNCTION wait_for_sync(relation regclass DEFAULT NULL,
+							  timeout interval DEFAULT '1min')
+	RETURNS boolean
+	AS 'MODULE_PATHNAME', 'crate_sync_wait_for_sync' LANGUAGE C;
+COMMENT ON FUNCTION wait_for_sync(regclass, interval) IS
+	'waits until all that was committed before the call can be read and searched in the target';
+
+/* ---------------------------------------------------------------------------
+ * Target
+ * ------------------------------------------------------------------------ */
+
+CREATE FUNCTION target_query(statement text, args jsonb DEFAULT NULL)
+	RETURNS SETOF jsonb
+	AS 'MODULE_PATHNAME', 'crate_sync_target_query' LANGUAGE C;
+COMMENT ON FUNCTION target_query(text, jsonb) IS
+	'runs a statement on the target; each row of the answer as a JSON object';
+
+CREATE FUNCTION benchmark(query text,
+						  target_sql text DEFAULT NULL,
+						  iterations int DEFAULT 20,
+						  warmup int DEFAULT 2)
+	RETURNS benchmark_results
+	AS 'MODULE_PATHNAME', 'crate_sync_benchmark' LANGUAGE C;
+COMMENT ON FUNCTION benchmark(text, text, int, int) IS
+	'times the same question on both sides in turn and checks that the answers agree';
+
+CREATE FUNCTION benchmark_chart(last int DEFAULT 10, width int DEFAULT 40)
+	RETURNS SETOF text
+	AS 'MODULE_PATHNAME', 'crate_sync_benchmark_chart' LANGUAGE C STRICT;
+COMMENT ON FUNCTION benchmark_chart(int, int) IS
+	'draws the latest benchmark results as bars';
+
+/* ---------------------------------------------------------------------------
+ * Status
+ * ------------------------------------------------------------------------ */
+
+-- n and age of queued keys per table; above a few pages an estimate from a sample
+CREATE FUNCTION queue_stats(per_table boolean,
+							OUT relid oid, OUT queued_keys bigint, OUT queue_bytes bigint,
+							OUT oldest timestamptz)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'crate_sync_queue_stats' LANGUAGE C STRICT ROWS 2;
+COMMENT ON FUNCTION queue_stats(boolean) IS
+	'size and age of the queue; beyond a few hundred pages estimated from a sample';
+
+CREATE FUNCTION worker_status(OUT target text, OUT target_version text, OUT pid int,
+							  OUT backend_start timestamptz, OUT preloaded boolean,
+							  OUT target_state text, OUT last_send_time timestamptz,
+							  OUT last_ack_time timestamptz, OUT last_error text,
+							  OUT last_error_time timestamptz, OUT hint text)
+	RETURNS record
+	AS 'MODULE_PATHNAME', 'crate_sync_worker_status' LANGUAGE C STRICT;
+COMMENT ON FUNCTION worker_status() IS 'what this database''s worker says of itself';
+
+-- keys are values of a table: for those who may read it
+CREATE VIEW failed_rows AS
+	SELECT f.failed_id, m.relid, n.nspname AS schemaname, c.relname,
+		   CASE WHEN has_table_privilege(m.relid, 'SELECT') AND NOT row_security_active(m.relid)
+			THEN f.key END AS key, f.action,
+		   f.error_code, f.error_message, f.attempts, f.first_failed_time, f.last_failed_time
+	FROM crate_sync.failed f
+		JOIN crate_sync.mirror m USING (mirror_id)
+		JOIN pg_catalog.pg_class c ON c.oid = m.relid
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
+COMMENT ON VIEW failed_rows IS 'keys whose rows could not be pushed, with the target''s words';
+
+CREATE VIEW differences AS
+	SELECT m.relid, n.nspname AS schemaname, c.relname,
+		   CASE WHEN has_table_privilege(m.relid, 'SELECT') AND NOT row_security_active(m.relid)
+			THEN d.key END AS key, d.kind, d.columns, d.found_time
+	FROM crate_sync.difference d
+		JOIN crate_sync.mirror m USING (mirror_id)
+		JOIN pg_catalog.pg_class c ON c.oid = m.relid
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
+COMMENT ON VIEW differences IS 'what the last verify of each table found';
+
+CREATE VIEW tables AS
+	SELECT m.relid, n.nspname AS schemaname, c.relname,
+		   quote_ident(m.target_schema) || '.' || quote_ident(m.target_table) AS target,
+		   CASE WHEN m.paused THEN 'paused' ELSE coalesce(s.state, 'new') END AS state,
+		   coalesce(now() - q.oldest, interval '0') AS lag,
+		   coalesce(q.queued_keys, 0) AS queued_keys,
+		   coalesce(s.n_tup_upserted, 0) AS n_tup_upserted,
+		   coalesce(s.n_tup_deleted, 0) AS n_tup_deleted,
+		   coalesce(s.n_tup_failed, 0) AS n_tup_failed,
+		   (SELECT count(*) FROM crate_sync.failed f WHERE f.mirror_id = m.mirror_id) AS n_failed_rows,
+		   coalesce(s.requests, 0) AS requests, coalesce(s.retries, 0) AS retries,
+		   coalesce(s.bytes_sent, 0) AS bytes_sent, coalesce(s.request_time, 0) AS request_time,
+		   s.last_ack_time, s.last_load_time, s.last_verify_time, s.last_verify_ok,
+		   s.last_error, s.last_error_code, s.last_error_time, s.hint
+	FROM crate_sync.mirror m
+		LEFT JOIN crate_sync.mirror_state s USING (mirror_id)
+		JOIN pg_catalog.pg_class c ON c.oid = m.relid
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		LEFT JOIN crate_sync.queue_stats(true) q ON q.relid = m.relid;
+COMMENT ON VIEW tables IS 'mirrored tables: what each has pushed, how far behind it is, and why';
+
+CREATE VIEW progress AS
+	SELECT w.pid, m.relid, n.nspname AS schemaname, c.relname,
+		   CASE s.load_phase WHEN 'verify' THEN 'verify'
+			ELSE coalesce(s.load_mode, 'full') END AS command,
+		   s.load_phase AS phase, s.load_total AS tuples_total, s.load_rows AS tuples_done,
+		   s.load_bytes AS bytes_sent,
+		   r.rate, s.load_start AS start_time,
+		   CASE WHEN r.rate > 0 AND s.load_total > s.load_rows
+				THEN pg_catalog.make_interval(secs => (s.load_total - s.load_rows) / r.rate)
+		   END AS time_left
+	FROM crate_sync.mirror m
+		JOIN crate_sync.mirror_state s USING (mirror_id)
+		JOIN pg_catalog.pg_class c ON c.oid = m.relid
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		CROSS JOIN crate_sync.worker_status() w
+		CROSS JOIN LATERAL (SELECT s.load_rows
+			/ nullif(extract(epoch FROM clock_timestamp() - s.load_start), 0)::float8 AS rate) r
+	WHERE s.load_phase IS NOT NULL;
+COMMENT ON VIEW progress IS 'loads, resyncs and verifies under way';
+
+CREATE VIEW status AS
+	SELECT v.state = 'ok' AS ok, v.state, v.message, v.hint, w.target, w.target_version, w.pid,
+		   w.backend_start, w.preloaded, t.n_tables, t.n_tables_not_ok,
+		   coalesce(q.queued_keys, 0) AS queued_keys, coalesce(q.queue_bytes, 0) AS queue_bytes,
+		   coalesce(now() - q.oldest, interval '0') AS lag,
+		   f.n_failed_rows, w.last_send_time, w.last_ack_time, w.last_error, w.last_error_time
+	FROM crate_sync.worker_status() w
+		CROSS JOIN (SELECT count(*) AS n_tables,
+						   count(*) FILTER (WHERE m.paused OR s.state IN ('error', 'incomplete', 'detached')) AS n_tables_not_ok,
+						   count(*) FILTER (WHERE m.paused) AS n_paused,
+						   count(*) FILTER (WHERE coalesce(s.state, 'new') IN ('new', 'loading', 'sweeping')) AS n_loading,
+						   count(*) FILTER (WHERE s.state IN ('incomplete', 'detached')) AS n_incomplete,
+						   min(m.relid::text) FILTER (WHERE s.state = 'error') AS bad_table,
+						   (array_agg(s.last_error ORDER BY m.relid::text) FILTER (WHERE s.state = 'error'))[1] AS bad_error,
+						   (array_agg(s.hint ORDER BY m.relid::text) FILTER (WHERE s.state = 'error'))[1] AS bad_hint
+					FROM crate_sync.mirror m LEFT JOIN crate_sync.mirror_state s USING (mirror_id)) t
+		LEFT JOIN crate_sync.queue_stats(false) q ON true
+		CROSS JOIN (SELECT count(*) AS n_failed_rows FROM crate_sync.failed) f
+		CROSS JOIN LATERAL (SELECT (SELECT c.stopped FROM crate_sync.control c) AS stopped) k
+		CROSS JOIN (SELECT pg_catalog.current_setting('crate_sync.max_lag')::interval AS max_lag) l
+		CROSS JOIN LATERAL (SELECT
+			x.state, x.message, x.hint
+			FROM (VALUES
+				(k.stopped, 'stopped', 'the worker was stopped', 'SELECT crate_sync.start();'),
+				(w.target = '', 'no target', 'no target is set',
+				 'ALTER SYSTEM SET crate_sync.target = ''http://host:4200''; SELECT pg_reload_conf();'),
+				(w.pid IS NULL, 'no worker', 'no worker is running in this database', coalesce(w.hint,
+				 'SELECT crate_sync.start(); and add crate_sync to shared_preload_libraries so that it starts with the server')),
+				(w.target_state = 'disabled', 'disabled', 'crate_sync.enabled is off: nothing is pushed',
+				 'ALTER SYSTEM SET crate_sync.enabled = on; SELECT pg_reload_conf();'),
+				(w.target_state NOT IN ('ok', 'starting'), w.target_state, w.last_error, w.hint),
+				(t.bad_table IS NOT NULL, 'table error', t.bad_table || ': ' || t.bad_error, t.bad_hint),
+				(q.queue_bytes > pg_catalog.pg_size_bytes(pg_catalog.current_setting('crate_sync.max_queue_size')), 'queue full',
+				 'the queue holds ' || pg_catalog.pg_size_pretty(q.queue_bytes) || ', more than crate_sync.max_queue_size',
+				 'see crate_sync.tables for what is behind and why'),
+				(l.max_lag > interval '0' AND now() - q.oldest > l.max_lag, 'lagging',
+				 'the oldest queued change is ' || pg_catalog.date_trunc('second', now() - q.oldest) || ' old',
+				 'see crate_sync.tables for what is behind and why'),
+				(t.n_incomplete > 0, 'incomplete', t.n_incomplete || ' table(s) not loaded in full',
+				 'SELECT crate_sync.resync(); unless the target is expected back'),
+				(t.n_paused > 0, 'paused', t.n_paused || ' table(s) paused', 'SELECT crate_sync.resume();'),
+				(f.n_failed_rows > 0, 'failed rows', f.n_failed_rows || ' row(s) could not be pushed',
+				 'see crate_sync.failed_rows; mend them and SELECT crate_sync.retry_failed();'),
+				(t.n_loading > 0, 'ok', t.n_loading || ' table(s) loading', NULL),
+				(coalesce(q.queued_keys, 0) > 0, 'ok', q.queued_keys || ' key(s) queued', NULL),
+				(true, 'ok', 'all changes are in the target', NULL)) AS x(holds, state, message, hint)
+			WHERE x.holds LIMIT 1) v;
+COMMENT ON VIEW status IS 'whether all is well, and if not, what to do';
+
+COMMENT ON TABLE mirror IS 'catalog: tables mirrored, as asked for by add_table and its kin';
+COMMENT ON TABLE mirror_state IS 'catalog: what the worker has done about each mirrored table';
+COMMENT ON TABLE failed IS 'storage of failed_rows';
+COMMENT ON TABLE difference IS 'storage of differences';
+COMMENT ON TABLE removal IS 'removed tables whose target side is still to be cleaned up';
+COMMENT ON TABLE detached IS 'tables that queue nothing since the queue was full; loaded anew when the target is back';
+COMMENT ON TABLE control IS 'what start(), stop() and adopt() asked for';
+COMMENT ON TABLE worker_state IS 'what the worker remembers between its starts';
+COMMENT ON TABLE benchmark_results IS 'history of benchmark()';
+COMMENT ON TABLE queue_0 IS 'queued keys, first generation';
+COMMENT ON TABLE queue_1 IS 'queued keys, second generation';
+COMMENT ON TABLE queue_2 IS 'queued keys, third generation';
+COMMENT ON TABLE queue_hold IS 'queued keys of paused and stopped tables';
+COMMENT ON SEQUENCE queue_generation IS 'the queue generation that writers fill';
+COMMENT ON SCHEMA crate_sync IS 'tables mirrored in CrateDB';
+
+/* ---------------------------------------------------------------------------
+ * DROP EXTENSION: lock sources before the queue, and let the worker go
+ * ------------------------------------------------------------------------ */
+
+CREATE FUNCTION before_drop() RETURNS event_trigger
+	AS 'MODULE_PATHNAME', 'crate_sync_before_drop' LANGUAGE C;
+COMMENT ON FUNCTION before_drop() IS
+	'event trigger: before DROP EXTENSION crate_sync, locks the mirrored tables and stops the worker';
+REVOKE ALL ON FUNCTION before_drop() FROM PUBLIC;
+CREATE EVENT TRIGGER crate_sync_before_drop ON ddl_command_start
+	WHEN TAG IN ('DROP EXTENSION') EXECUTE FUNCTION crate_sync.before_drop();
+
+/* ---------------------------------------------------------------------------
+ * Privileges
+ * ------------------------------------------------------------------------ */
+
+REVOKE ALL ON FUNCTION add_table(regclass, text, name[], text, name, jsonb, boolean, boolean),
+	remove_table(regclass, boolean, boolean), add_all_tables(name[]),
+	resync(regclass, text, text), cancel(regclass), verify(regclass, boolean),
+	pause(regclass), resume(regclass), retry_failed(regclass, bigint),
+	discard_failed(regclass, bigint), start(), stop(), adopt(),
+	target_query(text, jsonb), benchmark(text, text, int, int),
+	benchmark_chart(int, int), wait_for_sync(regclass, interval),
+	queue_stats(boolean), worker_status(),
+	preview(regclass, name[], name, jsonb), get_target_ddl(regclass) FROM PUBLIC;
+
+-- what ALTER DEFAULT PRIVILEGES gave away: whoever can write the catalog acts as any table's owner
+DO $$
+DECLARE
+	grantee pg_catalog.text;
+BEGIN
+	FOR grantee IN
+		SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END
+		FROM (SELECT nspowner, nspacl FROM pg_catalog.pg_namespace WHERE nspname = 'crate_sync'
+			  UNION ALL SELECT c.relowner, c.relacl FROM pg_catalog.pg_class c
+				JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'crate_sync'
+			  UNION ALL SELECT p.proowner, p.proacl FROM pg_catalog.pg_proc p
+				JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'crate_sync') AS o (owner, acl),
+			pg_catalog.aclexplode(o.acl) AS a
+		WHERE a.grantee <> o.owner
+	LOOP
+		EXECUTE 'REVOKE ALL ON SCHEMA crate_sync FROM ' || grantee || ' CASCADE';
+		EXECUTE 'REVOKE ALL ON ALL TABLES IN SCHEMA crate_sync FROM ' || grantee || ' CASCADE';
+		EXECUTE 'REVOKE ALL ON ALL SEQUENCES IN SCHEMA crate_sync FROM ' || grantee || ' CASCADE';
+		EXECUTE 'REVOKE ALL ON ALL FUNCTIONS IN SCHEMA crate_sync FROM ' || grantee || ' CASCADE';
+	END LOOP;
+END $$;
+
+GRANT USAGE ON SCHEMA crate_sync TO pg_monitor;
+GRANT SELECT ON status, tables, progress, failed_rows, differences, benchmark_results TO pg_monitor;
+GRANT EXECUTE ON FUNCTION queue_stats(boolean), worker_status(), wait_for_sync(regclass, interval),
+	benchmark_chart(int, int) TO pg_monitor;
+
+-- the worker starts when this transaction commits
+SELECT crate_sync.start();
