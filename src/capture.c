@@ -72,12 +72,14 @@ typedef struct Level
 	struct Level *parent;
 	int			nest;			/* GetCurrentTransactionNestLevel() */
 	Size		bytes;			/* in all of its runs */
+	bool		written;		/* by a subtransaction that is about to commit */
 	Pending    *open;			/* most recently used first */
 	Pending    *full;			/* chunks that take no more keys, latest first */
 } Level;
 
 static HTAB *capture_rels = NULL;
 static MemoryContext capture_cxt = NULL;	/* emptied at the transaction's end */
+static MemoryContext work_cxt = NULL;	/* emptied after each use */
 static Level *current_level = NULL;
 static bool wrote_chunks = false;	/* in this transaction */
 static bool write_through = false;	/* the pre-commit flush is over */
@@ -236,13 +238,34 @@ free_level_keys(Level *level)
 	level->bytes = 0;
 }
 
+/*
+ * What is allocated between the two goes to memory of our own: that of a
+ * subtransaction is kept until the transaction's end, unless it is empty.
+ */
+static MemoryContext
+work_begin(void)
+{
+	if (work_cxt == NULL)
+		work_cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync capture work",
+										 ALLOCSET_DEFAULT_SIZES);
+	return MemoryContextSwitchTo(work_cxt);
+}
+
+static void
+work_end(MemoryContext oldcxt)
+{
+	MemoryContextSwitchTo(oldcxt);
+	MemoryContextReset(work_cxt);
+}
+
 /* writes a level's keys to the queue, as part of the current (sub)transaction */
 static void
-flush_level(Level *level)
+write_level(Level *level)
 {
 	Relation	queue;
 	Pending    *oldest = NULL;
 	Pending    *p;
+	MemoryContext oldcxt;
 
 	if (level->open == NULL && level->full == NULL)
 		return;
@@ -256,6 +279,7 @@ flush_level(Level *level)
 	}
 	level->full = oldest;
 
+	oldcxt = work_begin();
 	live_attach();				/* now, that waking at commit need not */
 	queue = queue_open_for_write();
 	if (queue != NULL)
@@ -270,6 +294,13 @@ flush_level(Level *level)
 		wrote_chunks = true;
 	}
 	/* without a queue the extension has just been dropped: nothing to keep */
+	work_end(oldcxt);
+}
+
+static void
+flush_level(Level *level)
+{
+	write_level(level);
 	free_level_keys(level);
 }
 
@@ -315,16 +346,20 @@ open_pending(Level *level, Oid root, const KeyLayout *layout)
 
 /* a mark is written once per level; more would say nothing new */
 static void
-capture_mark(Oid root, const KeyLayout *layout, int mark)
+level_mark(Level *level, Oid root, const KeyLayout *layout, int mark)
 {
-	Level	   *level = capture_level();
-
 	for (Pending *p = level->open; p != NULL; p = p->next)
 	{
 		if (p->root == root && p->n == mark)
 			return;
 	}
 	new_pending(level, root, layout)->n = mark;
+}
+
+static void
+capture_mark(Oid root, const KeyLayout *layout, int mark)
+{
+	level_mark(capture_level(), root, layout, mark);
 }
 
 /*
@@ -355,7 +390,7 @@ append_key(Level *level, Pending *p, const Datum *values)
 		}
 		if (!key_pack(&p->run, &p->buf, values))
 		{
-			capture_mark(p->root, &p->layout, KEY_UNKNOWN);
+			level_mark(level, p->root, &p->layout, KEY_UNKNOWN);
 			return p;
 		}
 	}
@@ -558,6 +593,24 @@ capture_xact_callback(XactEvent event, void *arg)
 	}
 }
 
+/* packs a run anew behind the parent's */
+static void
+merge_run(Pending *p, Level *parent)
+{
+	Datum		values[INDEX_MAX_KEYS];
+	const char *pos = p->buf.data;
+	const char *end = pos + p->buf.len;
+	KeyRun		run;
+	Pending    *to = open_pending(parent, p->root, &p->layout);
+	MemoryContext oldcxt;
+
+	oldcxt = work_begin();
+	key_run_start(&run, &p->layout);
+	while (key_unpack(&run, &pos, end, values))
+		to = append_key(parent, to, values);
+	work_end(oldcxt);
+}
+
 /*
  * Hands a level's keys to its parent.  Short runs are packed anew behind the
  * parent's, so that a loop of many small subtransactions does not end as as
@@ -577,15 +630,12 @@ merge_level(Level *level, Level *parent)
 
 		if (p->n > 0 && p->buf.len < KEY_CHUNK_BYTES / 4)
 		{
-			Datum		values[INDEX_MAX_KEYS];
-			const char *pos = p->buf.data;
-			const char *end = pos + p->buf.len;
-			KeyRun		run;
-			Pending    *to = open_pending(parent, p->root, &p->layout);
-
-			key_run_start(&run, &p->layout);
-			while (key_unpack(&run, &pos, end, values))
-				to = append_key(parent, to, values);
+			merge_run(p, parent);
+			free_pending(p);
+		}
+		else if (p->n < 0)
+		{
+			level_mark(parent, p->root, &p->layout, p->n);
 			free_pending(p);
 		}
 		else
@@ -619,11 +669,17 @@ capture_subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 
 			/*
 			 * What would take the parent past the limit is written now, while
-			 * this subtransaction can still write.  Should it abort after
-			 * all, the parent has a few keys too many, which is harmless.
+			 * this subtransaction can still write; the parent's keys along
+			 * with it, or each subtransaction to come would write a chunk of
+			 * its own.  Should this one abort after all, the parent still has
+			 * them; keys that were merged are a few too many, and harmless.
 			 */
 			if (level->bytes + parent->bytes > CAPTURE_FLUSH_BYTES)
+			{
+				write_level(parent);
+				parent->written = true;
 				flush_level(level);
+			}
 			else
 				merge_level(level, parent);
 			break;
@@ -635,6 +691,9 @@ capture_subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 				level->nest = nest - 1; /* the parent has none yet: become its */
 				break;
 			}
+			if (parent->written)
+				free_level_keys(parent);
+			parent->written = false;
 			/* what other callbacks have queued since PRE_COMMIT_SUB */
 			for (tail = &parent->full; *tail != NULL; tail = &(*tail)->next)
 				;
@@ -650,6 +709,8 @@ capture_subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 		case SUBXACT_EVENT_ABORT_SUB:
 			free_level_keys(level);
 			current_level = level->parent;
+			if (current_level != NULL)
+				current_level->written = false;
 			pfree(level);
 			break;
 
