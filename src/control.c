@@ -10,6 +10,7 @@
 #include "access/xact.h"
 #include "capture.h"
 #include "catalog/namespace.h"
+#include "commands/extension.h"
 #include "elevate.h"
 #include "executor/spi.h"
 #include "funcapi.h"
@@ -88,7 +89,9 @@ crate_sync_start(PG_FUNCTION_ARGS)
 	};
 	bool		running = cs_worker_is_running();
 
-	run_elevated(sql, lengthof(sql));
+	/* the script of an older version calls this, too: its worker says what is to be done */
+	if (!creating_extension || mirror_catalog_is_current())
+		run_elevated(sql, lengthof(sql));
 	cs_start_worker_at_commit();
 	if (!cs_preloaded)
 		ereport(WARNING,
@@ -236,6 +239,7 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
 				 errmsg("this transaction has changed mirrored tables and is not committed"),
 				 errhint("Commit first: the worker sees what is committed.")));
+	mirror_check_catalog();
 	memset(&w, 0, sizeof(w));
 	w.relid = PG_ARGISNULL(0) ? InvalidOid : PG_GETARG_OID(0);
 	if (OidIsValid(w.relid))

@@ -1,5 +1,5 @@
-# pg_upgrade, and ALTER EXTENSION UPDATE from the first version and to one that is made up here, while
-# the worker and writers go on.
+# pg_upgrade, and ALTER EXTENSION UPDATE to a version that is made up here, while the worker and writers go
+# on.  (From the first version, whose catalog this library does not work with: 037.)
 use strict;
 use warnings;
 use CrateSync;
@@ -130,6 +130,8 @@ close $f;
 		my ($m) = @_;
 		$m->sql("SET client_min_messages = error; CREATE EXTENSION crate_sync VERSION '$first'");
 		is($m->sql(q{SELECT extversion FROM pg_extension WHERE extname = 'crate_sync'}), $first, 'the first version');
+		$m->sql('ALTER EXTENSION crate_sync UPDATE');
+		is($m->sql(q{SELECT extversion FROM pg_extension WHERE extname = 'crate_sync'}), $default, 'brought up to date');
 		$m->sql(q{CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 3000) i; CREATE TABLE stop (now bool)});
 		$m->add('t');
 		$m->equal('t', 'load');
@@ -147,14 +149,11 @@ BEGIN
 	END LOOP;
 END \$\$;
 EOQ
-		foreach my $to ($default, '999')
-		{
-			my ($ret, $out, $err) = $m->try_sql("ALTER EXTENSION crate_sync UPDATE" . ($to eq $default ? '' : " TO '$to'"));
-			is($ret, 0, "ALTER EXTENSION UPDATE to $to while writers and worker go on") or diag $err;
-			is($m->sql(q{SELECT extversion FROM pg_extension WHERE extname = 'crate_sync'}), $to, 'it has that version');
-			sleep 0.5;
-			ok($m->wait_sync, 'in sync after it') foreach 1 .. 2;
-		}
+		my ($ret, $out, $err) = $m->try_sql(q{ALTER EXTENSION crate_sync UPDATE TO '999'});
+		is($ret, 0, 'ALTER EXTENSION UPDATE while writers and worker go on') or diag $err;
+		is($m->sql(q{SELECT extversion FROM pg_extension WHERE extname = 'crate_sync'}), '999', 'it has that version');
+		sleep 0.5;
+		ok($m->wait_sync, 'in sync after it') foreach 1 .. 2;
 		is($m->sql('SELECT crate_sync.made_up()'), 999, 'the new version is there');
 		is($m->sql('SELECT count(*) FROM crate_sync.mirror_state WHERE made_up = 7'), 1, 'with its column');
 		$m->sql('INSERT INTO stop VALUES (true)');
