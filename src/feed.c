@@ -25,8 +25,7 @@ typedef struct FeedArg
 	int64		keys;
 	int64		max_keys;
 	Size		max_bytes;		/* of worker_unread_bytes */
-	bool		reloaded;		/* the catalog was read after the last stop */
-	bool		unknown;		/* stopped at a table we do not know */
+	bool		unknown;		/* stopped at a table that may be a new one */
 	bool		busy;			/* stopped for want of room */
 	int			taken;
 } FeedArg;
@@ -142,9 +141,10 @@ take_chunk(QueueChunk *chunk, void *arg)
 	{
 		/*
 		 * A table added a moment ago, or one that was removed.  The catalog
-		 * tells, as of a snapshot that is younger than the chunk.
+		 * tells, if it was read when the chunk was committed; else it is read
+		 * anew, which sees that, as the chunk is seen already.
 		 */
-		if (!feed->reloaded)
+		if (!state_reload_saw(chunk->id.xid))
 		{
 			feed->unknown = true;
 			return false;
@@ -234,7 +234,6 @@ feed_queue(void)
 	FeedArg		feed;
 	Size		memory = (Size) cs_work_mem * 1024;
 	dlist_iter	it;
-	bool		again;
 
 	memset(&feed, 0, sizeof(feed));
 	feed.max_keys = worker_unread_bytes < memory / 4 ? FEED_KEYS : FEED_KEYS_LEAST;
@@ -245,31 +244,22 @@ feed_queue(void)
 
 		st->unread = has_unread_keys(st);
 	}
-	do
+	StartTransactionCommand();
+	if (state_catalog_stale())
 	{
-		again = false;
-		StartTransactionCommand();
-		if (state_catalog_stale())
-		{
-			/* tables first: their chunks are only understood with them */
-			CommitTransactionCommand();
-			state_reload();
-			cs_point("after reload");
-			feed.reloaded = true;
-			StartTransactionCommand();
-		}
-		cs_point("before queue");
-		PushActiveSnapshot(GetTransactionSnapshot());
-		queue_read(GetActiveSnapshot(), hold_filter, take_chunk, &feed);
-		PopActiveSnapshot();
+		/* tables first: their chunks are only understood with them */
 		CommitTransactionCommand();
-		if (feed.unknown && !feed.reloaded)
-		{
-			state_changed();
-			feed.unknown = false;
-			again = true;
-		}
-	} while (again);
+		state_reload();
+		cs_point("after reload");
+		StartTransactionCommand();
+	}
+	cs_point("before queue");
+	PushActiveSnapshot(GetTransactionSnapshot());
+	queue_read(GetActiveSnapshot(), hold_filter, take_chunk, &feed);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	if (feed.unknown)
+		state_changed();		/* before the next visit, which is soon */
 
 	dlist_foreach(it, &sync_tables)
 	{
@@ -279,7 +269,7 @@ feed_queue(void)
 		dlist_foreach(p, &st->passes)
 			dlist_container(Pass, node, p.cur)->filling = false;
 	}
-	return feed.taken > 0 || feed.busy;
+	return feed.taken > 0 || feed.busy || feed.unknown;
 }
 
 /* reads rows for keys that wait for it; true if there were any */

@@ -45,6 +45,16 @@ static List *dropped_chunks = NIL;	/* of tables that are not mirrored */
 static MemoryContext dropped_cxt = NULL;
 static TimestampTz process_start = 0;
 
+/* the snapshot that the tables were read in */
+static struct
+{
+	bool		complete;		/* they all were */
+	FullTransactionId xmin;
+	FullTransactionId xmax;
+	TransactionId *running;		/* topmost transactions, between the two */
+	int			nrunning;
+}			reload_snapshot;
+
 /* ---------------------------------------------------------------------
  * Passes
  * ------------------------------------------------------------------- */
@@ -576,6 +586,51 @@ clean_up_gone(SyncTable *st)
 			 errhint("Its target table stays; drop it there if it is not wanted.")));
 }
 
+/* next: a transaction id not yet given out when the snapshot was taken, or later */
+static FullTransactionId
+full_xid(TransactionId xid, FullTransactionId next)
+{
+	return FullTransactionIdFromU64(U64FromFullTransactionId(next) -
+									(uint32) (XidFromFullTransactionId(next) - xid));
+}
+
+static void
+keep_reload_snapshot(Snapshot snapshot)
+{
+	FullTransactionId next = ReadNextFullTransactionId();
+
+	reload_snapshot.complete = false;
+	if (reload_snapshot.running != NULL)
+		pfree(reload_snapshot.running);
+	reload_snapshot.nrunning = snapshot->xcnt;
+	reload_snapshot.running = MemoryContextAlloc(TopMemoryContext,
+												 sizeof(TransactionId) * (snapshot->xcnt + 1));
+	memcpy(reload_snapshot.running, snapshot->xip, sizeof(TransactionId) * snapshot->xcnt);
+	reload_snapshot.xmin = full_xid(snapshot->xmin, next);
+	reload_snapshot.xmax = full_xid(snapshot->xmax, next);
+}
+
+/*
+ * Was the topmost transaction over, and seen so by the snapshot that the tables
+ * were read in?  Then a chunk of its whose table is not among them is of no
+ * mirrored table.  XidInMVCCSnapshot() would not do: a chunk can be held for
+ * longer than 32 bits of a transaction id last.
+ */
+bool
+state_reload_saw(FullTransactionId xid)
+{
+	if (!reload_snapshot.complete || !FullTransactionIdPrecedes(xid, reload_snapshot.xmax))
+		return false;
+	if (FullTransactionIdPrecedes(xid, reload_snapshot.xmin))
+		return true;
+	for (int i = 0; i < reload_snapshot.nrunning; i++)
+	{
+		if (reload_snapshot.running[i] == XidFromFullTransactionId(xid))
+			return false;
+	}
+	return true;
+}
+
 void
 state_reload(void)
 {
@@ -591,6 +646,7 @@ state_reload(void)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	state_catalog_relid = get_relname_relid("mirror", get_namespace_oid(CS_SCHEMA, true));
 	MemoryContextSwitchTo(cxt);
+	keep_reload_snapshot(GetActiveSnapshot());
 	specs = OidIsValid(state_catalog_relid) ? mirror_load(InvalidOid) : NIL;
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -665,6 +721,8 @@ state_reload(void)
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 
+	/* an error on the way here leaves tables out, which are mirrored all the same */
+	reload_snapshot.complete = OidIsValid(state_catalog_relid);
 	MemoryContextSwitchTo(oldcxt);
 	MemoryContextDelete(cxt);
 }

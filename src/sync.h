@@ -410,6 +410,7 @@ extern void load_swapped(SyncTable *st);
 /* ---- state.c ---- */
 extern void state_init(void);
 extern void state_reload(void); /* tables from the catalog */
+extern bool state_reload_saw(FullTransactionId xid);
 extern void state_hold_work(SyncTable *st);	/* forget batches, move chunks to the hold table */
 extern void state_forget_work(SyncTable *st);	/* and its chunks with it */
 extern void state_drop_all_work(void);	/* forget everything; it is read again */
