@@ -39,6 +39,7 @@
 #include "nodes/parsenodes.h"
 #include "parser/parse_func.h"
 #include "parser/scansup.h"
+#include "point.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
@@ -106,12 +107,28 @@ qualified_name(Oid relid)
 }
 
 static void
+no_relation(Oid relid)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("relation with OID %u does not exist", relid)));
+}
+
+static Relation
+open_relation(Oid relid, LOCKMODE lockmode)
+{
+	Relation	rel = try_relation_open(relid, lockmode);
+
+	if (rel == NULL)
+		no_relation(relid);
+	return rel;
+}
+
+static void
 check_owner(Oid relid)
 {
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", relid)));
+		no_relation(relid);
 	if (!cs_table_owner_ok(relid, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, get_relkind_objtype(get_rel_relkind(relid)),
 					   get_rel_name(relid));
@@ -157,6 +174,7 @@ not_mirrored(Oid relid)
 	Oid			root = InvalidOid;
 	List	   *ancestors = NIL;
 	ListCell   *lc;
+	char		relkind = get_rel_relkind(relid);
 
 	if (get_rel_relispartition(relid))
 		ancestors = get_partition_ancestors(relid);
@@ -171,8 +189,9 @@ not_mirrored(Oid relid)
 			 OidIsValid(root) ?
 			 errhint("It is a partition of \"%s\", which is mirrored as a whole.",
 					 get_rel_name(root)) :
+			 relkind == RELKIND_RELATION || relkind == RELKIND_PARTITIONED_TABLE ?
 			 errhint("SELECT crate_sync.add_table(%s);",
-					 quote_literal_cstr(qualified_name(relid)))));
+					 quote_literal_cstr(qualified_name(relid))) : 0));
 }
 
 /*
@@ -911,7 +930,7 @@ crate_sync_preview(PG_FUNCTION_ARGS)
 	args.relid = PG_GETARG_OID(0);
 	spec_from_args(fcinfo, 1, 2, 3, &args);
 
-	rel = relation_open(args.relid, AccessShareLock);
+	rel = open_relation(args.relid, AccessShareLock);
 	if (args.columns == NIL && args.soft_delete_column == NULL && args.options == NULL)
 	{
 		/* of a table that is mirrored: how it is */
@@ -954,7 +973,7 @@ Datum
 crate_sync_get_target_ddl(PG_FUNCTION_ARGS)
 {
 	Oid			relid = PG_GETARG_OID(0);
-	Relation	rel = relation_open(relid, AccessShareLock);
+	Relation	rel = open_relation(relid, AccessShareLock);
 	MirrorSpec *spec = load_spec(relid);
 	MirrorSpec	plain;
 	MirrorTable *table;
@@ -1047,7 +1066,7 @@ crate_sync_resync(PG_FUNCTION_ARGS)
 	specs = chosen_specs(fcinfo);
 	if (!PG_ARGISNULL(2))
 	{
-		Relation	rel = relation_open(PG_GETARG_OID(0), AccessShareLock);
+		Relation	rel = open_relation(PG_GETARG_OID(0), AccessShareLock);
 
 		filter = mirror_check_filter(rel, text_to_cstring(PG_GETARG_TEXT_PP(2)), false);
 		relation_close(rel, AccessShareLock);
@@ -1117,6 +1136,7 @@ failed_specs(FunctionCallInfo fcinfo)
 	Datum		values[1];
 	Elevation	e;
 	Oid			relid = InvalidOid;
+	MirrorSpec *spec;
 
 	if (!PG_ARGISNULL(0) || PG_ARGISNULL(1))
 		return chosen_specs(fcinfo);
@@ -1139,7 +1159,10 @@ failed_specs(FunctionCallInfo fcinfo)
 	if (!OidIsValid(relid))
 		return NIL;
 	check_owner(relid);
-	return list_make1(load_spec(relid));
+	cs_point("failed row found");
+	/* it may have been removed meanwhile */
+	spec = load_spec(relid);
+	return spec == NULL ? NIL : list_make1(spec);
 }
 
 Datum
@@ -1233,7 +1256,8 @@ drops_us(Node *parsetree)
 	Oid			extoid;
 	ListCell   *lc;
 
-	if (!IsA(parsetree, DropStmt) || stmt->removeType != OBJECT_EXTENSION)
+	/* not every event has one */
+	if (parsetree == NULL || !IsA(parsetree, DropStmt) || stmt->removeType != OBJECT_EXTENSION)
 		return false;
 	foreach(lc, stmt->objects)
 	{

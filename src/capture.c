@@ -49,6 +49,7 @@ struct CaptureRel
 {
 	Oid			relid;			/* hash key */
 	bool		valid;
+	Oid			trigger;		/* the one it was learnt from */
 	Oid			root;			/* topmost relation with the trigger */
 	bool		detached;		/* nothing is to be queued */
 	KeyLayout	layout;			/* ncols 0: a key column is missing */
@@ -78,6 +79,7 @@ typedef struct Level
 } Level;
 
 static HTAB *capture_rels = NULL;
+static uint32 n_changes = 0;	/* that relation_changed() was told of */
 static MemoryContext capture_cxt = NULL;	/* emptied at the transaction's end */
 static MemoryContext work_cxt = NULL;	/* emptied after each use */
 static Level *current_level = NULL;
@@ -94,6 +96,7 @@ relation_changed(Datum arg, Oid relid)
 	HASH_SEQ_STATUS seq;
 	CaptureRel *entry;
 
+	n_changes++;
 	queue_forget_relid(relid);
 	if (capture_rels == NULL)
 		return;
@@ -154,14 +157,19 @@ truncate_root(Relation rel)
 	return RelationGetRelid(rel);
 }
 
-/* entries are never taken away, only invalidated: the caller's may be the one */
+/*
+ * Entries are never taken away, only invalidated: the caller's may be the one.
+ * A trigger that somebody has made of our function beside ours may name other
+ * columns and belong to the partition alone: what is known is one trigger's.
+ */
 static CaptureRel *
 capture_rel(Relation rel, Trigger *trigger, CaptureRel *entry)
 {
 	Oid			relid = RelationGetRelid(rel);
 	bool		found;
 
-	if (likely(entry != NULL && entry->valid && entry->relid == relid))
+	if (likely(entry != NULL && entry->valid && entry->relid == relid &&
+			   entry->trigger == trigger->tgoid))
 		return entry;
 
 	if (capture_rels == NULL)
@@ -179,17 +187,21 @@ capture_rel(Relation rel, Trigger *trigger, CaptureRel *entry)
 	entry = hash_search(capture_rels, &relid, HASH_ENTER, &found);
 	if (!found)
 		entry->valid = false;
-	if (!entry->valid)
+	if (!entry->valid || entry->trigger != trigger->tgoid)
 	{
+		uint32		changes = n_changes;
 		Oid			root = TRIGGER_FOR_ROW(trigger->tgtype) ?
 			trigger_root(trigger->tgoid, relid) : truncate_root(rel);
 
+		entry->valid = false;
+		entry->trigger = trigger->tgoid;
 		entry->root = root;
 		entry->detached = detach_is_detached(root);
 		if (!key_layout(RelationGetDescr(rel), trigger->tgnargs, trigger->tgargs,
 						&entry->layout))
 			entry->layout.ncols = 0;
-		entry->valid = true;
+		/* what has changed while we looked is looked at again */
+		entry->valid = changes == n_changes;
 	}
 	return entry;
 }
@@ -492,6 +504,12 @@ crate_sync_capture(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function %s must be fired AFTER the event",
+						CS_SCHEMA ".capture()")));
+	/* anybody with the right to call it can make a trigger of it */
+	if (!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) && !TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function %s must be fired FOR EACH ROW",
 						CS_SCHEMA ".capture()")));
 
 	capture_fnoid = fcinfo->flinfo->fn_oid;

@@ -251,9 +251,14 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 		mirrored = mirror_load(w.relid) != NIL;
 		descend(&e);
 		if (!mirrored)
+		{
+			char	   *name = get_rel_name(w.relid);
+
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("table \"%s\" is not mirrored", get_rel_name(w.relid))));
+					 name != NULL ? errmsg("table \"%s\" is not mirrored", name) :
+					 errmsg("relation with OID %u does not exist", w.relid)));
+		}
 	}
 	if (timeout != NULL)
 	{
@@ -264,7 +269,9 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("timeout must not be negative")));
-		deadline = GetCurrentTimestamp() + (int64) (ms * 1000.0);
+		/* a longer one, an infinite one too, is none */
+		if (ms < 1e12)
+			deadline = GetCurrentTimestamp() + (int64) (ms * 1000.0);
 	}
 	w.before = ReadNextFullTransactionId();
 	cs_wake_worker_now();

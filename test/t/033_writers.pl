@@ -74,5 +74,20 @@ CrateSync::on_targets($node, sub {
 	$m->equal('emptied', 'emptied');
 }, only => 'sqlite', why => 'it is the writer who is looked at');
 
+# --- a trigger of somebody's own that calls our function beside ours
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	$m->sql(q{CREATE TABLE p (id int, v int, PRIMARY KEY (id)) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100);
+		INSERT INTO p SELECT i, 0 FROM generate_series(1, 50) i});
+	$m->add('p');
+	$m->equal('p', 'load');
+	$m->sql(q{CREATE TRIGGER a_first AFTER INSERT OR UPDATE OR DELETE ON p1 FOR EACH ROW EXECUTE FUNCTION crate_sync.capture('v')});
+	$m->equal('p', 'a trigger that is not ours');
+	$m->sql('UPDATE p SET v = 1 WHERE id <= 20');
+	$m->sql('DELETE FROM p1 WHERE id > 40');
+	$m->equal('p', 'rows that both have seen');
+	is($m->target_value('SELECT sum(v) FROM {p}'), 20, '... have arrived');
+}, only => 'sqlite', why => 'it is about the queue');
+
 $node->stop;
 done_testing();

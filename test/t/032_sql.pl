@@ -1,0 +1,263 @@
+# Every function of ours, called by anybody with any argument in any context: an answer or an error that
+# has a proper SQLSTATE, and the server goes on.
+use strict;
+use warnings;
+use CrateSync;
+use Test::More;
+use Time::HiRes qw(sleep time);
+
+my $node = CrateSync::server('sql', conf => <<'EOC');
+crate_sync.max_retry_interval = 300ms
+crate_sync.interval = 100ms
+crate_sync.debug_points = on
+log_min_messages = warning
+EOC
+my $version = $node->safe_psql('postgres', 'SHOW server_version_num');
+
+# a script in a session that goes on after errors; its errors, each as "SQLSTATE: message"
+sub errors_of
+{
+	my ($m, $role, $script) = @_;
+	my ($out, $err) = ('', '');
+	$node->psql($m->db, "\\set VERBOSITY verbose\nSET statement_timeout = '5s';\nSET client_min_messages = error;\n$script",
+		stdout => \$out, stderr => \$err, on_error_stop => 0, extra_params => [ '-U', $role ]);
+	return ($err, $err =~ /(?:ERROR|FATAL|PANIC):  (.*\n(?:DETAIL.*\n|HINT.*\n|CONTEXT.*\n|LOCATION.*\n)*)/g);
+}
+
+# none of them may be internal, and the session may not be lost
+sub fine
+{
+	my ($m, $role, $script, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my ($err, @errors) = errors_of($m, $role, $script);
+	my @bad = grep { /^XX|^(?![0-9A-Z]{5}:)/ } @errors;
+	my $lost = $err =~ /server closed the connection|connection to server was lost/;
+	my $ok = ok(!@bad && !$lost, "$name: " . @errors . ' errors, none of them internal');
+	diag(join '', @bad[ 0 .. ($#bad < 9 ? $#bad : 9) ]) if @bad;
+	diag($err =~ /((?:.*\n){0,3}.*server closed.*)/) if $lost;
+	return $ok;
+}
+
+# numbers that are the same in each run
+my $seed = 7;
+sub any
+{
+	$seed = ($seed * 1103515245 + 12345) % 2147483648;
+	return $_[ ($seed >> 8) % @_ ];
+}
+
+my %values = (
+	'regclass' => [ map({"'$_'"} '"Odd ""Name"', qw(t m keyless v mv s t_pkey p p1 p1_1 p_pkey f inh inh_child added_to pg_class pg_toast.pg_toast_1255
+			pg_authid information_schema.tables crate_sync.mirror crate_sync.status crate_sync.queue_0 crate_sync.queue_generation hers)),
+		'NULL', '0', '1', '4294967295', q{'no_such_table'}, ':dropped', ':temp', ':type', q{'-'}, q{''} ],
+	'text' => [ 'NULL', q{''}, q{'x'}, q{' '}, q{'"'}, q{'''; --'}, q{'full'}, q{'rebuild'}, q{'upsert'}, q{'id > 1'}, q{'name'}, q{'table'},
+		q{E'\x01\x7f\n'}, q{repeat('x', 100000)}, q{repeat('(', 20000)}, q{'a.b.c'}, q{'doc.t'}, q{'SELECT 1'}, q{'SELECT * FROM t'},
+		q{'SELECT 1; DROP TABLE t'}, q{'SELECT crate_sync.status'}, q{'INSERT INTO t VALUES (99)'}, q{'DO $$ BEGIN END $$'},
+		q{'SELECT NULL::record'}, q{'SELECT pg_sleep(0.01)'}, q{'%s%n'}, q{U&'\FFFD\+01F600'} ],
+	'name' => [ 'NULL', q{''}, q{'id'}, q{'v'}, q{'gone'}, q{'no_such'}, q{'ctid'}, q{repeat('n', 70)::name} ],
+	'name[]' => [ 'NULL', q{'{}'}, q{'{NULL}'}, q{'{id}'}, q{'{id,v}'}, q{'{{id,v},{v,id}}'}, q{'[5:6]={id,v}'}, q{'{id,id}'}, q{'{public}'}, q{'{no_such}'},
+		q{'{pg_catalog,crate_sync}'}, q{array_fill('id'::name, ARRAY[2000])} ],
+	'jsonb' => [ 'NULL', q{'{}'}, q{'[]'}, '\'1\'', q{'null'}, q{'"x"'}, q{'[1,2,3]'}, q{'{"types": {"v": "TXT"}}'}, q{'{"types": null}'}, q{'{"rename": [[]]}'},
+		q{'{"shards": 1e300}'}, q{'{"replicas": {}}'}, q{'{"partitioned_by": [["id"]]}'}, q{(repeat('{"rename":', 300) || '1' || repeat('}', 300))::jsonb},
+		q{'{"rename": {"v": "\u0001"}}'}, q{'{"": ""}'} ],
+	'boolean' => [ 'NULL', 'true', 'false' ],
+	'integer' => [ 'NULL', '0', '1', q{'-1'}, '2147483647', q{'-2147483648'} ],
+	'bigint' => [ 'NULL', '0', '1', q{'-1'}, '9223372036854775807', q{'-9223372036854775808'} ],
+	'interval' => [ 'NULL', q{'0'}, q{'-1s'}, q{'1us'}, q{'20ms'}, q{'170000000 years -3000000 days'}, q{'-170000000 years'} ]);
+push @{ $values{interval} }, q{'infinity'}, q{'-infinity'} if $version >= 170000;
+
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	my $s = $m->{schema};
+	$m->sql(<<"EOQ");
+DO \$\$ BEGIN CREATE ROLE anybody LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END \$\$;
+CREATE TABLE t (id int PRIMARY KEY, v text, gone boolean);
+CREATE TABLE m (id int PRIMARY KEY, v text);
+CREATE TABLE keyless (a int);
+CREATE VIEW v AS SELECT * FROM t;
+CREATE MATERIALIZED VIEW mv AS SELECT * FROM t;
+CREATE SEQUENCE s;
+CREATE TYPE comp AS (a int, b text);
+CREATE TABLE p (id int, k int, v text, PRIMARY KEY (id, k)) PARTITION BY LIST (k);
+CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1, 2, 3) PARTITION BY LIST (k);
+CREATE TABLE p1_1 PARTITION OF p1 FOR VALUES IN (1);
+CREATE TABLE added_to (id int, k int, v text, PRIMARY KEY (id, k)) PARTITION BY LIST (k);
+CREATE TABLE added_to_1 PARTITION OF added_to DEFAULT;
+CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing;
+CREATE FOREIGN TABLE f (id int) SERVER nowhere;
+CREATE TABLE "Odd ""Name" ("i'd" int PRIMARY KEY);
+CREATE TABLE inh (id int PRIMARY KEY); CREATE TABLE inh_child () INHERITS (inh);
+GRANT ALL ON SCHEMA $s TO anybody;
+CREATE TABLE hers (id text PRIMARY KEY, v int); ALTER TABLE hers OWNER TO anybody;
+CREATE TABLE hers_too (id text PRIMARY KEY, v int); ALTER TABLE hers_too OWNER TO anybody;
+GRANT USAGE ON SCHEMA crate_sync TO anybody;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA crate_sync TO anybody;
+GRANT SELECT ON ALL TABLES IN SCHEMA crate_sync TO anybody; GRANT SELECT ON t TO anybody;
+INSERT INTO t SELECT i, i FROM generate_series(1, 50) i; INSERT INTO m SELECT i, i FROM generate_series(1, 50) i;
+INSERT INTO added_to SELECT i, i FROM generate_series(1, 50) i; INSERT INTO hers_too SELECT i, i FROM generate_series(1, 50) i;
+EOQ
+	$m->add('m', 'added_to', 'hers_too');
+	$m->equal([ 'm', 'added_to', 'hers_too' ], 'tables that are mirrored');
+
+	# what there is to be called: arguments' types, and whether it is a trigger's
+	my @functions = map { [ split /\|/, $_, -1 ] } split /\n/, $m->sql(<<'EOQ');
+SELECT p.proname, oidvectortypes(p.proargtypes), p.prorettype::regtype, p.proretset, array_to_string(p.proargnames, ',') FROM pg_proc p
+WHERE p.pronamespace = 'crate_sync'::regnamespace ORDER BY 1, 2
+EOQ
+	my @ours = grep { $_->[2] !~ /trigger/ } @functions;
+	cmp_ok(@ours, '>', 20, 'functions to be called: ' . @ours);
+
+	# for each function: each value of each argument, the others good, NULL or left out; then all at random
+	my @calls;
+	my %good = ('regclass' => [ q{'m'}, q{'t'}, q{'hers'}, q{'hers_too'}, q{'added_to'} ], 'interval' => [q{'20ms'}], 'boolean' => ['false'],
+		'mode' => [ q{'full'}, q{'upsert'}, q{'rebuild'} ], 'query' => [ q{'SELECT 1'}, q{'SELECT count(*) FROM t'} ], 'statement' => [q{'SELECT 1'}],
+		'iterations' => ['1'], 'warmup' => ['0'], 'last' => ['3'], 'width' => ['40'], 'failed_id' => [ 'NULL', '1' ], 'schema_names' => [qq{'{$s}'}]);
+	foreach my $f (@ours)
+	{
+		my ($name, $types, undef, undef, $names) = @$f;
+		my @types = split /, /, $types;
+		my @names = split /,/, $names;
+		die "no values of type $_" foreach grep { !$values{$_} } @types;
+		my $good = sub { any(@{ $good{ $names[ $_[0] ] } || $good{ $types[ $_[0] ] } || ['NULL'] }) };
+		my $call = sub {
+			my @a = @_;
+			push @calls, "crate_sync.$name(" . join(', ', map { "$a[$_]::$types[$_]" } 0 .. $#a) . ')';
+		};
+		$call->(map { 'NULL' } @types);
+		foreach my $i (0 .. $#types)
+		{
+			foreach my $value (@{ $values{ $types[$i] } })
+			{
+				$call->(map { $_ == $i ? $value : $good->($_) } 0 .. $#types);
+			}
+		}
+		for (1 .. (@types > 1 ? 60 : 0))
+		{
+			$call->(map { any(0, 0, 1) ? any(@{ $values{ $types[$_] } }) : $good->($_) } 0 .. $#types);
+		}
+	}
+	note(scalar(@calls) . ' calls');
+
+	# a relation that is no more, one of this session alone, and a row type
+	my $begin = <<'EOQ';
+CREATE TEMP TABLE only_here (id int PRIMARY KEY); CREATE TEMP TABLE goes (id int PRIMARY KEY);
+SELECT 'goes'::regclass::oid AS dropped, 'only_here'::regclass::oid AS temp, 'comp'::regclass::oid AS type \gset
+DROP TABLE goes;
+EOQ
+	my %context = (
+		'in the select list' => sub { "BEGIN; SELECT $_[0]; ROLLBACK;" },
+		'in FROM' => sub { "BEGIN; SELECT * FROM $_[0] AS x; ROLLBACK;" },
+		'below a LIMIT' => sub { "BEGIN; SELECT * FROM (SELECT $_[0] FROM generate_series(1, 3)) x LIMIT 1; ROLLBACK;" },
+		'in a join, again and again' => sub { "BEGIN; SELECT count(*) FROM generate_series(1, 2) i, LATERAL (SELECT $_[0], i OFFSET 0) x; ROLLBACK;" },
+		'in a transaction that only reads' => sub { "BEGIN READ ONLY; SELECT $_[0]; ROLLBACK;" },
+		'SERIALIZABLE' => sub { "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT count(*) FROM t; SELECT $_[0]; ROLLBACK;" },
+		'in an exception block' => sub {
+			"BEGIN; DO \$do\$ BEGIN BEGIN PERFORM $_[0]; RAISE division_by_zero; EXCEPTION WHEN division_by_zero THEN NULL; END; PERFORM 1; END \$do\$; ROLLBACK;";
+		},
+		'by a cursor that is left open' => sub { "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT $_[0]; FETCH 1 FROM c; CLOSE c; ROLLBACK;" },
+		'as a default and in a condition' => sub { "BEGIN; SELECT count(*) FROM t WHERE ($_[0]) IS NOT NULL AND id < 3; ROLLBACK;" });
+	my @contexts = sort keys %context;
+	foreach my $role ('postgres', 'anybody')
+	{
+		foreach my $i (0 .. $#contexts)
+		{
+			# each call in two of the contexts; all of them in the first
+			my @some = $i == 0 ? @calls : @calls[ grep { ($_ + $i) % 4 == 0 } 0 .. $#calls ];
+			my $script = $begin;
+			foreach my $call (@some)
+			{
+				my $sql = $context{ $contexts[$i] }->($call);
+				# psql does not look into dollar quotes
+				next if $sql =~ /\$do\$.*:(dropped|temp|type)/;
+				$script .= "$sql\n";
+			}
+			fine($m, $role, $script, "$contexts[$i], by $role");
+		}
+	}
+	# and where what was done stays
+	foreach my $role ('postgres', 'anybody')
+	{
+		fine($m, $role, $begin . join('', map { 'SELECT ' . any(@calls) . ";\n" } 1 .. 300), "committed, by $role");
+	}
+	is(CrateSync::log_count($node, qr/was terminated by signal|TRAP:|PANIC:/), 0, 'nothing has crashed');
+	$m->sql('SET client_min_messages = error; SELECT crate_sync.remove_table(relid) FROM crate_sync.mirror; SELECT crate_sync.start()');
+	$m->wait_worker;
+
+	# --- functions that are for triggers alone
+	my @triggers = map { $_->[0] } grep { $_->[2] eq 'trigger' } @functions;
+	my @event_triggers = map { $_->[0] } grep { $_->[2] eq 'event_trigger' } @functions;
+	fine($m, 'postgres', join('', map { "SELECT crate_sync.$_(); SELECT * FROM crate_sync.$_();\n" } @triggers, @event_triggers), 'called directly');
+
+	my $script = "SET search_path = $s;\n";
+	foreach my $f (@triggers)
+	{
+		foreach my $table ('t', 'v', 'p', 'p1_1', 'f', 'inh', 'only_here')
+		{
+			foreach my $when ('BEFORE', 'AFTER', 'INSTEAD OF', 'DEFERRED')
+			{
+				foreach my $event ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'INSERT OR UPDATE OR DELETE')
+				{
+					foreach my $each ('ROW', 'STATEMENT')
+					{
+						my $args = any('', q{'id'}, q{'no_such'}, q{'id', 'id'}, q{'v'}, q{''}, join(', ', map { "'c$_'" } 1 .. 40));
+						my $what = $when eq 'DEFERRED' ? "CONSTRAINT TRIGGER x AFTER $event ON $table DEFERRABLE INITIALLY DEFERRED"
+						  : "TRIGGER x $when $event ON $table" . any('', '', $event =~ / OR |TRUN/ || $when ne 'AFTER' ? '' : $event eq 'INSERT' ? ' REFERENCING NEW TABLE AS n' : ' REFERENCING OLD TABLE AS o');
+						$script .= "BEGIN; CREATE TEMP TABLE IF NOT EXISTS only_here (id int PRIMARY KEY, v text); CREATE $what FOR EACH $each EXECUTE FUNCTION crate_sync.$f($args);"
+						  . " SAVEPOINT a; INSERT INTO $table (id" . ($table =~ /^p/ ? ', k) VALUES (1001, 1), (1002, 1)' : ') VALUES (1001), (1002)') . "; ROLLBACK TO a;"
+						  . " SAVEPOINT b; UPDATE $table SET id = id + 2000; ROLLBACK TO b; SAVEPOINT c; DELETE FROM $table; ROLLBACK TO c;"
+						  . ' ' . any("INSERT INTO t VALUES (3000); MERGE INTO t USING (VALUES (3000)) x(i) ON t.id = x.i WHEN MATCHED THEN UPDATE SET v = 1;", "DROP TABLE t CASCADE;", "TRUNCATE $table;", "ALTER TABLE $table DROP COLUMN id CASCADE; DELETE FROM $table;", "PREPARE TRANSACTION 'x'; ROLLBACK PREPARED 'x';")
+						  . " COMMIT;\n";
+					}
+				}
+			}
+		}
+	}
+	$m->sql("INSERT INTO p SELECT i, 1, 'x' FROM generate_series(1, 5) i; INSERT INTO inh VALUES (1)");
+	# the superuser's script ends as it began
+	(my $undone = $script) =~ s/COMMIT;\n/ROLLBACK;\n/g;
+	fine($m, 'postgres', $undone, 'as triggers of all kinds');
+	$m->sql("ALTER TABLE $_ OWNER TO anybody") foreach qw(t p p1 p1_1 f inh inh_child);
+	$m->sql('ALTER VIEW v OWNER TO anybody');
+	fine($m, 'anybody', $script, 'as triggers of all kinds, by anybody, for good');
+	is(CrateSync::log_count($node, qr/was terminated by signal|TRAP:|PANIC:/), 0, 'nothing has crashed');
+
+	# event triggers are a superuser's to make
+	$script = '';
+	foreach my $f (@event_triggers)
+	{
+		foreach my $event ('ddl_command_start', 'ddl_command_end', 'sql_drop', 'table_rewrite', $version >= 170000 ? 'login' : ())
+		{
+			$script .= "CREATE EVENT TRIGGER x ON $event EXECUTE FUNCTION crate_sync.$f();\nCREATE TABLE e (id int);\nALTER TABLE e ALTER id TYPE bigint;\n"
+			  . "ALTER TABLE e ADD c int, DROP c;\nDROP TABLE e;\nDROP TABLE IF EXISTS e;\nCOMMENT ON TABLE keyless IS 'x';\nSELECT 1 AS into_it INTO e;\nDROP TABLE e;\n"
+			  . ($event eq 'login' ? "ALTER EVENT TRIGGER x ENABLE ALWAYS;\n\\c\n" : '') . "DROP EVENT TRIGGER x;\n";
+		}
+	}
+	fine($m, 'postgres', $script, 'as event triggers of all kinds');
+	is(CrateSync::log_count($node, qr/was terminated by signal|TRAP:|PANIC:/), 0, 'nothing has crashed');
+	$m->wait_worker;
+}, only => 'sqlite', why => 'what is called is the same for all');
+
+# --- a table is removed while somebody asks for its failed rows
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	foreach my $function ('retry_failed', 'discard_failed')
+	{
+		$m->sql(q{CREATE TABLE r (id int PRIMARY KEY, v int); INSERT INTO r VALUES (1, 0); SELECT crate_sync.add_table('r', row_filter => '1 / v > 0')});
+		ok($m->poll('SELECT count(*) = 1 FROM crate_sync.failed_rows'), 'a failed row');
+		my $id = $m->sql('SELECT failed_id FROM crate_sync.failed_rows');
+		my $holder = $m->background(q{SELECT pg_advisory_lock(28531, hashtext('failed row found')); SELECT pg_sleep(60);});
+		$m->poll(q{SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND granted});
+		my $asks = $m->background("SELECT crate_sync.$function(failed_id => $id);");
+		ok($m->poll(q{SELECT count(*) = 1 FROM pg_stat_activity WHERE query = 'held at failed row found'}), "$function has found the table");
+		$m->sql(q{SELECT crate_sync.remove_table('r')});
+		$m->sql(q{SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted});
+		is($asks->done, '', "$function goes on without an error when the table has been removed");
+		$holder->done;
+		is($asks->output, "0\n", '... and has done nothing');
+		$m->sql('DROP TABLE r');
+	}
+	is(CrateSync::log_count($node, qr/was terminated by signal|TRAP:|PANIC:/), 0, 'nothing has crashed');
+}, only => 'sqlite', why => 'it is about the catalog');
+
+$node->stop;
+done_testing();
