@@ -20,6 +20,10 @@
 #define FEED_KEYS 40000
 #define FEED_KEYS_LEAST 1000
 
+/* and puts that many chunks out of the way, held or dropped */
+#define FEED_ASIDE_CHUNKS 2000
+#define FEED_ASIDE_BYTES (4 * 1024 * 1024)
+
 typedef struct FeedArg
 {
 	int64		keys;
@@ -28,20 +32,22 @@ typedef struct FeedArg
 	bool		unknown;		/* stopped at a table that may be a new one */
 	bool		busy;			/* stopped for want of room */
 	int			taken;
+	int			aside;			/* chunks held or dropped, and their size */
+	Size		aside_bytes;
 } FeedArg;
 
 /* chunks whose table cannot take them now; moved at the next acknowledgement */
 static List *held = NIL;
 static MemoryContext held_cxt = NULL;
 
+/* its keys stay where they are stored */
 static QueueChunk *
 copy_chunk(const QueueChunk *chunk)
 {
 	QueueChunk *copy = palloc(sizeof(QueueChunk));
 
 	*copy = *chunk;
-	copy->keys = palloc(chunk->len + 1);
-	memcpy(copy->keys, chunk->keys, chunk->len);
+	copy->keys = NULL;
 	return copy;
 }
 
@@ -126,6 +132,19 @@ look_at_all_rows(SyncTable *st)
 		load_need(st, "full");
 }
 
+/* has it held, or dropped; false: there were enough in this visit */
+static bool
+put_aside(FeedArg *feed, const QueueChunk *chunk, void (*how) (const QueueChunk *))
+{
+	if (feed->aside >= FEED_ASIDE_CHUNKS || feed->aside_bytes >= FEED_ASIDE_BYTES)
+		return false;
+	how(chunk);
+	feed->aside++;
+	feed->aside_bytes += chunk->len;
+	feed->taken++;
+	return true;
+}
+
 static bool
 take_chunk(QueueChunk *chunk, void *arg)
 {
@@ -149,18 +168,14 @@ take_chunk(QueueChunk *chunk, void *arg)
 			feed->unknown = true;
 			return false;
 		}
-		state_drop_chunk(chunk);
-		feed->taken++;
-		return true;
+		return put_aside(feed, chunk, state_drop_chunk);
 	}
 	if (!table_takes_chunks(st) || (!table_has_room(st) && table_is_stuck(st)))
 	{
 		/* out of the others' way */
 		if (chunk->table == QUEUE_HOLD)
 			return false;
-		feed_hold(chunk);
-		feed->taken++;
-		return true;
+		return put_aside(feed, chunk, feed_hold);
 	}
 	if (!table_has_room(st))
 	{
@@ -171,9 +186,7 @@ take_chunk(QueueChunk *chunk, void *arg)
 	if (load_is_detached(st) && !st->attached_again)
 	{
 		/* from a writer that had not noticed yet: the load will see its row */
-		state_drop_chunk(chunk);
-		feed->taken++;
-		return true;
+		return put_aside(feed, chunk, state_drop_chunk);
 	}
 
 	pass = filling_pass(st);

@@ -338,13 +338,12 @@ queue_read_table(int table, Snapshot snapshot, QueueRelFilter hold_filter,
 		if (hash_search(taken, &chunk.id, HASH_FIND, NULL) != NULL)
 			continue;
 
+		/* where they are stored: a backlog of any size is looked through */
 		keys = DatumGetByteaPP(slot->tts_values[Q_KEYS]);
 		chunk.len = VARSIZE_ANY_EXHDR(keys);
-		chunk.keys = palloc(chunk.len + 1);
-		memcpy(chunk.keys, VARDATA_ANY(keys), chunk.len);
+		chunk.keys = VARDATA_ANY(keys);
 		if (!callback(&chunk, arg))
 		{
-			pfree(chunk.keys);
 			going = false;
 			break;
 		}
@@ -378,27 +377,22 @@ queue_read(Snapshot snapshot, QueueRelFilter hold_filter,
 }
 
 /*
- * Removes the stored row of a chunk.  If it is not where it was seen, the
- * table was rewritten: then it is read, and pushed, once more.
+ * Removes the stored row of a chunk, which is left in the slot.  If it is not
+ * where it was seen, the table was rewritten: then it is read, and pushed, once
+ * more.
  */
 static bool
-delete_stored(Relation rel, const QueueChunk *chunk)
+delete_stored(Relation rel, const QueueChunk *chunk, TupleTableSlot *slot)
 {
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
 	ItemPointerData tid = chunk->tid;
 	TM_FailureData tmfd;
-	bool		same = false;
+	QueueChunk	there;
 
-	if (ItemPointerGetBlockNumber(&tid) < RelationGetNumberOfBlocks(rel) &&
-		table_tuple_fetch_row_version(rel, &tid, GetActiveSnapshot(), slot))
-	{
-		QueueChunk	there;
-
-		chunk_from_slot(slot, chunk->table, &there);
-		same = memcmp(&there.id, &chunk->id, sizeof(ChunkId)) == 0;
-	}
-	ExecDropSingleTupleTableSlot(slot);
-	if (!same)
+	if (ItemPointerGetBlockNumber(&tid) >= RelationGetNumberOfBlocks(rel) ||
+		!table_tuple_fetch_row_version(rel, &tid, GetActiveSnapshot(), slot))
+		return false;
+	chunk_from_slot(slot, chunk->table, &there);
+	if (memcmp(&there.id, &chunk->id, sizeof(ChunkId)) != 0)
 		return false;
 	return heap_delete(rel, &tid, GetCurrentCommandId(true), InvalidSnapshot, false,
 					   &tmfd, false) == TM_Ok;
@@ -412,7 +406,10 @@ queue_delete(const QueueChunk *chunk)
 
 	if (rel != NULL)
 	{
-		delete_stored(rel, chunk);
+		TupleTableSlot *slot = table_slot_create(rel, NULL);
+
+		delete_stored(rel, chunk, slot);
+		ExecDropSingleTupleTableSlot(slot);
 		relation_close(rel, NoLock);
 	}
 	if (entry != NULL)
@@ -438,22 +435,13 @@ queue_hold(const QueueChunk *chunk)
 	}
 	hold = queue_open(QUEUE_HOLD, RowExclusiveLock, true);
 	rel = queue_open(chunk->table, RowExclusiveLock, true);
-	if (hold != NULL && rel != NULL && delete_stored(rel, chunk))
+	if (hold != NULL && rel != NULL)
 	{
-		Datum		values[Q_NATTS];
-		bytea	   *packed = palloc(VARHDRSZ + chunk->len);
+		TupleTableSlot *slot = table_slot_create(rel, NULL);
 
-		SET_VARSIZE(packed, VARHDRSZ + chunk->len);
-		memcpy(VARDATA(packed), chunk->keys, chunk->len);
-		values[Q_XID] = FullTransactionIdGetDatum(chunk->id.xid);
-		values[Q_QUEUED_AT] = TimestampTzGetDatum(chunk->queued_at);
-		values[Q_RELID] = ObjectIdGetDatum(chunk->relid);
-		values[Q_SEQ] = Int32GetDatum(chunk->id.seq);
-		values[Q_LAYOUT] = Int32GetDatum(chunk->layout);
-		values[Q_N] = Int32GetDatum(chunk->n);
-		values[Q_KEYS] = PointerGetDatum(packed);
-		insert_tuple(hold, values);
-		pfree(packed);
+		if (delete_stored(rel, chunk, slot))
+			insert_tuple(hold, slot->tts_values);
+		ExecDropSingleTupleTableSlot(slot);
 	}
 	if (rel != NULL)
 		relation_close(rel, NoLock);

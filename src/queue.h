@@ -36,7 +36,7 @@ typedef struct QueueChunk
 	int32		layout;
 	int			n;
 	TimestampTz queued_at;
-	char	   *keys;			/* palloc'd */
+	const char *keys;			/* while it is shown, else NULL */
 	int			len;
 } QueueChunk;
 

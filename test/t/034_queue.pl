@@ -48,4 +48,41 @@ CrateSync::on_targets($node, sub {
 });
 
 $node->stop;
+
+# --- the worker's memory does not grow with the backlog of a table that takes none of it
+my $small = CrateSync::server('memory', conf => <<'EOC');
+crate_sync.work_mem = 16MB
+crate_sync.interval = 100ms
+shared_buffers = 1MB
+EOC
+CrateSync::on_targets($small, sub {
+	my ($m) = @_;
+	my $in_hold = q{(SELECT coalesce(sum(n), 0) FROM crate_sync.queue_hold)};
+	my $elsewhere = q{(SELECT count(*) FROM (SELECT 1 FROM crate_sync.queue_0 UNION ALL SELECT 1 FROM crate_sync.queue_1 UNION ALL SELECT 1 FROM crate_sync.queue_2) q)};
+	# the most that a worker has had which found that in the queue
+	my $peak = sub {
+		my ($name, $until, @before) = @_;
+		$m->sql('SELECT crate_sync.stop()');
+		$m->poll('SELECT pid IS NULL FROM crate_sync.status');
+		$m->sql($_) foreach @before;
+		$m->sql('SELECT crate_sync.start()');
+		ok($m->poll("SELECT $until"), $name);
+		my ($kb) = PostgreSQL::Test::Utils::slurp_file('/proc/' . $m->worker_pid . '/status') =~ /^VmHWM:\s+(\d+) kB/m;
+		return $kb / 1024;
+	};
+
+	$m->sql(q{CREATE TABLE t (id uuid PRIMARY KEY, v int); INSERT INTO t SELECT gen_random_uuid(), 0 FROM generate_series(1, 400000)});
+	$m->sql(q{SELECT crate_sync.add_table('t', copy_data => false)});
+	ok($m->wait_sync, 'added');
+	my $one = $peak->('a key of a paused table is put aside', "$in_hold = 1 AND $elsewhere = 0",
+		q{SELECT crate_sync.pause('t')}, q{UPDATE t SET v = 1 WHERE id = (SELECT id FROM t LIMIT 1)});
+	my $many = $peak->('so is its backlog, none of it thrown away', "$in_hold = 400001 AND $elsewhere = 0",
+		q{UPDATE t SET v = v + 1});
+	cmp_ok($many - $one, '<', 3, "... with as much memory as for one key ($one MB, $many MB)");
+	$many = $peak->('the backlog of a table that was removed is thrown away', "$in_hold + $elsewhere = 0",
+		q{UPDATE t SET v = v + 1}, q{SELECT crate_sync.remove_table('t')});
+	cmp_ok($many - $one, '<', 3, "... with as much memory as for one key ($one MB, $many MB)");
+}, only => 'sqlite', why => 'the target has nothing to do with it');
+$small->stop;
+
 done_testing();
