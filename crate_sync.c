@@ -63,6 +63,15 @@ check_target(char **newval, void **extra, GucSource source)
 {
 	char	   *why = NULL;
 
+	/* the worker would go on elsewhere, and whoever did that believe it does not */
+	if (source == PGC_S_SESSION)
+	{
+		GUC_check_errcode(ERRCODE_CANT_CHANGE_RUNTIME_PARAM);
+		GUC_check_errmsg("parameter \"crate_sync.target\" cannot be changed for a session");
+		GUC_check_errdetail("It is where the worker pushes.");
+		GUC_check_errhint("ALTER SYSTEM SET or ALTER DATABASE ... SET changes it; connect again after the latter.");
+		return false;
+	}
 	if (*newval == NULL || (*newval)[0] == '\0')
 		return true;
 	if (target_ops_for(*newval, &why) != NULL)

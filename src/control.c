@@ -35,30 +35,31 @@ PG_FUNCTION_INFO_V1(crate_sync_worker_status);
 bool
 cs_worker_is_running(void)
 {
-	LiveDatabase *db = live_database(MyDatabaseId, false);
+	LiveDatabase db;
 
-	return db != NULL && db->pid != 0;
+	return live_look(&db) && db.pid != 0;
 }
 
 char *
 cs_worker_trouble(void)
 {
-	LiveDatabase *db = live_database(MyDatabaseId, false);
+	LiveDatabase db;
 
-	if (db == NULL || strncmp(db->state, "target", 6) != 0)
+	if (!live_look(&db) || strncmp(db.state, "target", 6) != 0)
 		return NULL;
-	return psprintf("%s: %s", db->state, db->last_error);
+	return psprintf("%s: %s", db.state, db.last_error);
 }
 
 void
 cs_worker_let_go(void)
 {
 	LiveDatabase *db = live_database(MyDatabaseId, false);
+	LiveDatabase copy;
 
-	if (db != NULL && db->proc != NULL)
+	if (db != NULL && live_look(&copy) && copy.proc != NULL)
 	{
 		pg_atomic_write_u32(&db->let_go, 1);
-		SetLatch(&db->proc->procLatch);
+		SetLatch(&copy.proc->procLatch);
 	}
 }
 
@@ -195,7 +196,8 @@ look_at_sync(SyncWait *w)
 static void
 warn_not_synced(const SyncWait *w, bool timed_out)
 {
-	LiveDatabase *db = live_database(MyDatabaseId, false);
+	LiveDatabase db;
+	bool		known = live_look(&db);
 
 	if (w->paused != NULL)
 		ereport(WARNING,
@@ -209,9 +211,9 @@ warn_not_synced(const SyncWait *w, bool timed_out)
 		ereport(WARNING,
 				(errmsg("no crate_sync worker is running in this database"),
 				 errhint("SELECT crate_sync.start();")));
-	else if (db != NULL && strcmp(db->state, "ok") != 0)
+	else if (known && strcmp(db.state, "ok") != 0)
 		ereport(WARNING,
-				(errmsg("the target cannot be written: %s", db->last_error[0] ? db->last_error : db->state),
+				(errmsg("the target cannot be written: %s", db.last_error[0] ? db.last_error : db.state),
 				 errhint("See crate_sync.status.")));
 	else if (timed_out)
 		ereport(WARNING,
@@ -226,8 +228,6 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 	SyncWait	w;
 	Interval   *timeout = PG_ARGISNULL(1) ? NULL : PG_GETARG_INTERVAL_P(1);
 	TimestampTz deadline = DT_NOEND;
-	LiveShared *live = live_attach();
-	LiveDatabase *db;
 	uint64		refresh = 0;
 	int			nap = 1;
 	MemoryContext cxt;
@@ -285,19 +285,18 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 		CHECK_FOR_INTERRUPTS();
 		MemoryContextReset(cxt);
 		look_at_sync(&w);
-		db = live_database(MyDatabaseId, false);
 		/* a stopped table may lack what nobody has queued yet */
 		if (!w.chunks_left && !w.loading && w.in_error == NULL)
 		{
+			LiveDatabase db;
+
 			/* all has arrived: now it has to be seen by searches too */
-			if (refresh == 0 && db != NULL && live != NULL)
+			if (refresh == 0)
 			{
-				LWLockAcquire(&live->lock, LW_EXCLUSIVE);
-				refresh = ++db->refresh_wanted;
-				LWLockRelease(&live->lock);
+				refresh = live_want_refresh();
 				cs_wake_worker_now();
 			}
-			if (db != NULL && refresh != 0 && db->refresh_done >= refresh)
+			if (live_look(&db) && refresh != 0 && db.refresh_done >= refresh)
 			{
 				result = w.n_failed == 0;
 				if (!result)
@@ -338,30 +337,15 @@ crate_sync_worker_status(PG_FUNCTION_ARGS)
 	TupleDesc	tupdesc;
 	Datum		values[11];
 	bool		nulls[11];
-	LiveShared *live = live_attach();
-	LiveDatabase *slot = live_database(MyDatabaseId, false);
 	LiveDatabase copy;
 
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	memset(&copy, 0, sizeof(copy));
-	if (slot != NULL)
-	{
-		LWLockAcquire(&live->lock, LW_SHARED);
-		copy.pid = slot->pid;
-		copy.start_time = slot->start_time;
-		copy.last_send_time = slot->last_send_time;
-		copy.last_ack_time = slot->last_ack_time;
-		copy.last_error_time = slot->last_error_time;
-		strlcpy(copy.state, slot->state, sizeof(copy.state));
-		strlcpy(copy.target_version, slot->target_version, sizeof(copy.target_version));
-		strlcpy(copy.last_error, slot->last_error, sizeof(copy.last_error));
-		strlcpy(copy.hint, slot->hint, sizeof(copy.hint));
-		LWLockRelease(&live->lock);
-	}
+	live_look(&copy);
 
 	memset(nulls, 0, sizeof(nulls));
-	values[0] = CStringGetTextDatum(cs_target ? cs_target : "");
+	/* this session may have begun before the setting was changed */
+	values[0] = CStringGetTextDatum(copy.pid != 0 ? copy.target : cs_target ? cs_target : "");
 	nulls[1] = copy.target_version[0] == '\0';
 	values[1] = CStringGetTextDatum(copy.target_version);
 	nulls[2] = copy.pid == 0;

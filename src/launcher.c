@@ -57,6 +57,15 @@ cs_register_launcher(void)
 	RegisterBackgroundWorker(&bgw);
 }
 
+static void
+tell_no_slot(LiveShared *live, LiveDatabase *db)
+{
+	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
+	strlcpy(db->hint, "No worker slot was free: raise max_worker_processes, restart the server.",
+			sizeof(db->hint));
+	LWLockRelease(&live->lock);
+}
+
 /* called when a transaction has committed: nothing in here may throw */
 void
 launcher_start_worker(void)
@@ -81,8 +90,7 @@ launcher_start_worker(void)
 	{
 		describe_launcher(&bgw);
 		if (!RegisterDynamicBackgroundWorker(&bgw, NULL))
-			strlcpy(db->hint, "No worker slot was free: raise max_worker_processes, restart the server.",
-					sizeof(db->hint));
+			tell_no_slot(live, db);
 	}
 }
 
@@ -138,6 +146,7 @@ visit_databases(LiveShared *live)
 		LiveDatabase *db;
 		TimestampTz now = GetCurrentTimestamp();
 		bool		start;
+		bool		unknown;
 
 		if (!form->datallowconn || form->datistemplate || form->datconnlimit == CS_INVALID_DATABASE)
 			continue;
@@ -153,17 +162,17 @@ visit_databases(LiveShared *live)
 		if (start)
 			db->next_start = TimestampTzPlusMilliseconds(now, 5000);
 		wanted |= db->wanted != LIVE_ABSENT;
+		unknown = db->wanted == LIVE_UNKNOWN;
 		LWLockRelease(&live->lock);
 		if (!start)
 			continue;
-		if (db->wanted == LIVE_UNKNOWN)
+		if (unknown)
 			probes++;
 		if (start_database_worker(form->oid, NameStr(form->datname)))
 			said_no_slot = false;
 		else
 		{
-			strlcpy(db->hint, "No worker slot was free: raise max_worker_processes, restart the server.",
-					sizeof(db->hint));
+			tell_no_slot(live, db);
 			if (!said_no_slot)
 				ereport(WARNING,
 						(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),

@@ -81,25 +81,67 @@ live_attach(void)
 	return live;
 }
 
+/* with the lock held, but for live_wake() */
+static LiveDatabase *
+slot_of(Oid dboid)
+{
+	for (int i = 0; i < live->ndbs; i++)
+	{
+		if (live->dbs[i].dboid == dboid)
+			return &live->dbs[i];
+	}
+	return NULL;
+}
+
+bool
+live_look(LiveDatabase *copy)
+{
+	LiveDatabase *db = NULL;
+
+	if (live_attach() != NULL)
+	{
+		LWLockAcquire(&live->lock, LW_SHARED);
+		db = slot_of(MyDatabaseId);
+		if (db != NULL)
+			memcpy(copy, db, sizeof(LiveDatabase));
+		LWLockRelease(&live->lock);
+	}
+	if (db == NULL)
+		memset(copy, 0, sizeof(LiveDatabase));
+	return db != NULL;
+}
+
+uint64
+live_want_refresh(void)
+{
+	LiveDatabase *db;
+	uint64		wanted = 0;
+
+	if (live_attach() == NULL)
+		return 0;
+	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
+	db = slot_of(MyDatabaseId);
+	if (db != NULL)
+		wanted = ++db->refresh_wanted;
+	LWLockRelease(&live->lock);
+	return wanted;
+}
+
 LiveDatabase *
 live_database(Oid dboid, bool create)
 {
-	LiveDatabase *result = NULL;
+	LiveDatabase *result;
 	LiveDatabase *unused = NULL;
 
 	if (live_attach() == NULL)
 		return NULL;
 
 	LWLockAcquire(&live->lock, create ? LW_EXCLUSIVE : LW_SHARED);
-	for (int i = 0; i < live->ndbs; i++)
+	result = slot_of(dboid);
+	for (int i = 0; i < live->ndbs && result == NULL; i++)
 	{
 		LiveDatabase *db = &live->dbs[i];
 
-		if (db->dboid == dboid)
-		{
-			result = db;
-			break;
-		}
 		/* a database that has no worker and wants none can make room */
 		if (unused == NULL &&
 			(db->dboid == InvalidOid || (db->wanted == LIVE_ABSENT && db->pid == 0)))
@@ -133,17 +175,14 @@ live_wake(void)
 		return;
 
 	/*
-	 * No lock: slots are not taken away from a database whose worker runs,
-	 * a PGPROC stays where it is, and a latch set for nothing does no harm.
+	 * No lock, for it is every commit that comes here: slots are not taken
+	 * away from a database whose worker runs, a PGPROC stays where it is, and
+	 * a latch set for nothing does no harm.
 	 */
-	for (int i = 0; i < live->ndbs; i++)
-	{
-		db = &live->dbs[i];
-		if (db->dboid != MyDatabaseId)
-			continue;
-		proc = db->proc;
-		if (proc != NULL && pg_atomic_exchange_u32(&db->wake, 1) == 0)
-			SetLatch(&proc->procLatch);
+	db = slot_of(MyDatabaseId);
+	if (db == NULL)
 		return;
-	}
+	proc = db->proc;
+	if (proc != NULL && pg_atomic_exchange_u32(&db->wake, 1) == 0)
+		SetLatch(&proc->procLatch);
 }

@@ -38,6 +38,7 @@ typedef struct LiveDatabase
 	uint64		refresh_wanted;
 	uint64		refresh_done;
 
+	char		target[512];	/* crate_sync.target as the worker has it */
 	TimestampTz last_send_time;
 	TimestampTz last_ack_time;
 	TimestampTz last_error_time;
@@ -49,7 +50,11 @@ typedef struct LiveDatabase
 
 typedef struct LiveShared
 {
-	LWLock		lock;			/* guards all but the atomics */
+	/*
+	 * Guards all but the atomics.  Without it: live_wake(), and a worker that
+	 * reads what none but itself writes.
+	 */
+	LWLock		lock;
 	int			ndbs;
 	int			launcher_pid;
 	PGPROC	   *launcher;
@@ -64,6 +69,12 @@ extern LiveShared *live_attach(void);
 /* this or another database's slot, made if create; NULL if there is none.
  * Call without the lock. */
 extern LiveDatabase *live_database(Oid dboid, bool create);
+
+/* this database's slot as it is now, in one piece; false: it has none, all is zero */
+extern bool live_look(LiveDatabase *copy);
+
+/* asks for a refresh at the target; done when refresh_done has come so far.  0: nobody to ask */
+extern uint64 live_want_refresh(void);
 
 /* wakes this database's worker, if there is one; safe in any callback */
 extern void live_wake(void);

@@ -103,11 +103,37 @@ worker_tell_state(const char *state, const char *error, const char *hint)
 	LWLockRelease(&live->lock);
 }
 
+static void
+tell_time(TimestampTz *when)
+{
+	LiveShared *live = live_attach();
+	TimestampTz now = GetCurrentTimestamp();
+
+	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
+	*when = now;
+	LWLockRelease(&live->lock);
+}
+
 void
 live_note_ack(void)
 {
 	if (live_db != NULL)
-		live_db->last_ack_time = GetCurrentTimestamp();
+		tell_time(&live_db->last_ack_time);
+}
+
+/* sessions may have begun with another one */
+static void
+tell_target(void)
+{
+	LiveShared *live = live_attach();
+	const char *target = cs_target ? cs_target : "";
+
+	if (live_db == NULL)
+		return;
+	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
+	strlcpy(live_db->target, target,
+			1 + pg_mbcliplen(target, strlen(target), sizeof(live_db->target) - 1));
+	LWLockRelease(&live->lock);
 }
 
 TimestampTz
@@ -697,8 +723,14 @@ target_check(void)
 	target_attempts = 0;
 	target_trouble_said[0] = '\0';
 	if (live_db != NULL)
+	{
+		LiveShared *live = live_attach();
+
+		LWLockAcquire(&live->lock, LW_EXCLUSIVE);
 		snprintf(live_db->target_version, sizeof(live_db->target_version), "%s %s",
 				 info.product, info.version);
+		LWLockRelease(&live->lock);
+	}
 	worker_tell_state("ok", NULL, NULL);
 	ereport(LOG,
 			(errmsg("crate_sync: connected to %s %s", info.product, info.version)));
@@ -709,12 +741,18 @@ target_check(void)
 static void
 serve_refreshes(void)
 {
+	LiveShared *live = live_attach();
 	uint64		wanted;
 	dlist_iter	it;
 
-	if (live_db == NULL || live_db->refresh_wanted == live_db->refresh_done)
+	if (live_db == NULL)
 		return;
+	LWLockAcquire(&live->lock, LW_SHARED);
 	wanted = live_db->refresh_wanted;
+	LWLockRelease(&live->lock);
+	/* refresh_done is written here only */
+	if (wanted == live_db->refresh_done)
+		return;
 	dlist_foreach(it, &sync_tables)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
@@ -746,7 +784,9 @@ serve_refreshes(void)
 		else if (!st->spec.paused)
 			return;				/* later */
 	}
+	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
 	live_db->refresh_done = wanted;
+	LWLockRelease(&live->lock);
 }
 
 /* ---------------------------------------------------------------------
@@ -903,7 +943,7 @@ take_answers(void)
 			swap_rebuilt(st);
 	}
 	if (any && live_db != NULL)
-		live_db->last_send_time = GetCurrentTimestamp();
+		tell_time(&live_db->last_send_time);
 	if (state_ack_due())
 	{
 		state_ack(false);
@@ -949,6 +989,7 @@ main_loop(MemoryContext turn_cxt)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			tell_target();
 			dlist_foreach(it, &sync_tables)
 				dlist_container(SyncTable, node, it.cur)->batch_rows = cs_batch_rows;
 			if (the_target != NULL)
@@ -1016,6 +1057,7 @@ crate_sync_worker_main(Datum arg)
 	live_db->start_time = GetCurrentTimestamp();
 	LWLockRelease(&live->lock);
 	before_shmem_exit(on_exit_clear, (Datum) 0);
+	tell_target();
 	worker_tell_state("starting", NULL, NULL);
 
 	worker_pin_settings();
