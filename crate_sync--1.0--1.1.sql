@@ -18,7 +18,9 @@ UPDATE mirror SET source_schema = n.nspname, source_name = c.relname, source_own
 	FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 	WHERE c.oid = mirror.relid;
 
-ALTER TABLE mirror_state ADD COLUMN due text;
+ALTER TABLE mirror_state
+	ADD COLUMN due text,
+	ADD COLUMN due_again boolean NOT NULL DEFAULT false;
 
 ALTER TABLE control ADD COLUMN start_no int NOT NULL DEFAULT 0;
 ALTER TABLE worker_state ADD COLUMN start_done int NOT NULL DEFAULT 0;

@@ -70,7 +70,8 @@ CREATE TABLE mirror_state (
 	last_error_code text,
 	last_error_time timestamptz,
 	hint text,
-	due text                           -- why a load is owed; NULL: none is
+	due text,                          -- why a load is owed; NULL: none is
+	due_again boolean NOT NULL DEFAULT false -- one more, behind that under way
 ) WITH (fillfactor = 50);
 
 -- one row per key that the target, or the reading of the row, refused

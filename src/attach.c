@@ -41,6 +41,7 @@
 #include "parser/scansup.h"
 #include "point.h"
 #include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -49,6 +50,7 @@
 #include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
 #include "worker.h"
 
 PG_FUNCTION_INFO_V1(crate_sync_add_table);
@@ -67,6 +69,9 @@ PG_FUNCTION_INFO_V1(crate_sync_before_drop);
 
 /* rows of crate_sync.failed read at a time */
 #define FAILED_FETCH_ROWS 1000
+
+/* ms for which the worker waits for locks on a table that is never without a writer */
+#define ATTACH_PATIENCE_MS 100
 
 /* a statement of ours; SPI is connected; returns the rows processed */
 static uint64
@@ -236,8 +241,8 @@ chosen_specs(FunctionCallInfo fcinfo)
  * Triggers
  * ------------------------------------------------------------------------ */
 
-static Oid
-capture_function(void)
+Oid
+attach_capture_function(void)
 {
 	return LookupFuncName(list_make2(makeString(CS_SCHEMA), makeString("capture")),
 						  0, NULL, false);
@@ -247,7 +252,7 @@ capture_function(void)
 static bool
 has_trigger(Relation rel, const char *name, List *key, bool *exists, bool *always)
 {
-	Oid			funcid = capture_function();
+	Oid			funcid = attach_capture_function();
 	TriggerDesc *desc = rel->trigdesc;
 
 	*exists = *always = false;
@@ -273,6 +278,9 @@ has_trigger(Relation rel, const char *name, List *key, bool *exists, bool *alway
 	return false;
 }
 
+/* the worker's: writers queue behind its request for a lock, and not for long; 0: whoever waits */
+static TimestampTz patience_until = 0;
+
 static bool
 lock_members(List *members, LOCKMODE lockmode, bool wait)
 {
@@ -280,10 +288,19 @@ lock_members(List *members, LOCKMODE lockmode, bool wait)
 
 	foreach(lc, members)
 	{
-		if (wait)
-			LockRelationOid(lfirst_oid(lc), lockmode);
-		else if (!ConditionalLockRelationOid(lfirst_oid(lc), lockmode))
+		if (ConditionalLockRelationOid(lfirst_oid(lc), lockmode))
+			continue;
+		if (!wait)
 			return false;
+		if (patience_until != 0)
+		{
+			long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), patience_until);
+
+			if (ms <= 0)
+				return false;
+			LockTimeout = (int) ms;
+		}
+		LockRelationOid(lfirst_oid(lc), lockmode);
 	}
 	return true;
 }
@@ -379,7 +396,21 @@ ensure_triggers(Oid relid, List *key, bool wait)
 bool
 attach_ensure_triggers(Oid relid, List *key_columns)
 {
-	return ensure_triggers(relid, key_columns, false);
+	int			lock_timeout = LockTimeout;
+	volatile bool changed = false;
+
+	patience_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ATTACH_PATIENCE_MS);
+	PG_TRY();
+	{
+		changed = ensure_triggers(relid, key_columns, true);
+	}
+	PG_FINALLY();
+	{
+		LockTimeout = lock_timeout;
+		patience_until = 0;
+	}
+	PG_END_TRY();
+	return changed;
 }
 
 /* appends DROP TRIGGER commands for the relids and names that SPI has found */
@@ -415,7 +446,7 @@ drop_triggers(Oid relid)
 	List	   *tree = find_all_inheritors(relid, AccessExclusiveLock, NULL);
 	MemoryContext cxt = CurrentMemoryContext;
 	Oid			types[] = {OIDOID, OIDOID};
-	Datum		args[] = {ObjectIdGetDatum(capture_function()), (Datum) 0};
+	Datum		args[] = {ObjectIdGetDatum(attach_capture_function()), (Datum) 0};
 	List	   *commands = NIL;
 	ListCell   *lc;
 
@@ -1068,7 +1099,7 @@ crate_sync_resync(PG_FUNCTION_ARGS)
 	{
 		Relation	rel = open_relation(PG_GETARG_OID(0), AccessShareLock);
 
-		filter = mirror_check_filter(rel, text_to_cstring(PG_GETARG_TEXT_PP(2)), false);
+		filter = mirror_check_filter(rel, text_to_cstring(PG_GETARG_TEXT_PP(2)), false, NULL);
 		relation_close(rel, AccessShareLock);
 	}
 	PG_RETURN_INT32(update_mirrors(specs,

@@ -14,11 +14,15 @@
 /*
  * Mends our triggers on a mirrored table and, for TRUNCATE, on each of its
  * partitions: those missing, not ENABLE ALWAYS or made for another key.
- * Locks only what needs mending, and waits for no lock: what is in use is
- * left for another time.  The caller holds AccessShareLock on relid and acts
- * as a superuser with a fixed search_path.  Returns whether anything was
- * mended, that is, whether changes may have gone unseen.
+ * Locks only what needs mending.  A table that always has some writer is never
+ * free by itself, so its lock is waited for, for a moment: writers that come
+ * behind wait as long.  Then it throws, or leaves the rest for another time.
+ * The caller acts as a superuser with a fixed search_path.  Returns whether
+ * anything was mended, that is, whether changes may have gone unseen.
  */
 extern bool attach_ensure_triggers(Oid relid, List *key_columns);
+
+/* the OID of crate_sync.capture() */
+extern Oid	attach_capture_function(void);
 
 #endif							/* CRATE_SYNC_ATTACH_H */

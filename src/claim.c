@@ -461,7 +461,7 @@ claim_table(SyncTable *st, char **who, TargetResult *res)
 			!load_is_detached(st))
 		{
 			/* once the claim is written nothing else tells that this is due */
-			load_need(st, "full");
+			load_need(st, "full", "the target table was claimed anew");
 			state_ack(true);
 		}
 		if (!write_claim(key, 0, epoch, res))

@@ -79,6 +79,13 @@ InitMaterializedSRF(FunctionCallInfo fcinfo, bits32 flags)
 #define CS_RELFILENUMBER(rel) ((rel)->rd_locator.relNumber)
 #endif
 
+/* a SELECT to its end, or until the receiver has enough */
+#if PG_VERSION_NUM < 180000
+#define CS_EXECUTOR_RUN(query) ExecutorRun(query, ForwardScanDirection, 0, true)
+#else
+#define CS_EXECUTOR_RUN(query) ExecutorRun(query, ForwardScanDirection, 0)
+#endif
+
 /* a lexer of UTF-8 that leaves escapes alone; palloc'd.  With common/jsonapi.h */
 #if PG_VERSION_NUM < 170000
 #define CS_JSON_LEXER(json, len) \

@@ -246,6 +246,6 @@ detach_reattach(SyncTable *st)
 		return true;
 
 	st->attached_again = false;
-	load_need(st, "full");
+	load_need(st, "full", "the queue was full and its changes were not queued");
 	return false;
 }

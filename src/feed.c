@@ -123,15 +123,6 @@ filling_pass(SyncTable *st)
 	return pass;
 }
 
-/* which rows have changed is not known */
-static void
-look_at_all_rows(SyncTable *st)
-{
-	if (!load_is_detached(st) &&
-		(st->phase != LOAD_ROWS || strcmp(st->load_mode, "full") != 0 || st->load_pos != 0))
-		load_need(st, "full");
-}
-
 /* has it held, or dropped; false: there were enough in this visit */
 static bool
 put_aside(FeedArg *feed, const QueueChunk *chunk, void (*how) (const QueueChunk *))
@@ -170,6 +161,11 @@ take_chunk(QueueChunk *chunk, void *arg)
 		}
 		return put_aside(feed, chunk, state_drop_chunk);
 	}
+	if (st->gone)
+	{
+		/* rows of a table that is no more: nobody reads them */
+		return put_aside(feed, chunk, state_drop_chunk);
+	}
 	if (!table_takes_chunks(st) || (!table_has_room(st) && table_is_stuck(st)))
 	{
 		/* out of the others' way */
@@ -198,7 +194,7 @@ take_chunk(QueueChunk *chunk, void *arg)
 	if (chunk->n == KEY_TRUNCATE)
 		load_want_sweep(st);
 	else if (chunk->n == KEY_UNKNOWN || chunk->layout != st->layout.id)
-		look_at_all_rows(st);	/* keys of a former layout name nothing */
+		load_look_at_all(st, "a changed key was not known");	/* keys of a former layout name nothing */
 	else
 	{
 		const char *p = chunk->keys;
@@ -216,7 +212,7 @@ take_chunk(QueueChunk *chunk, void *arg)
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("crate_sync: queued keys of %s.%s cannot be read: it is resynced",
 							st->def->schemaname, st->def->relname)));
-			look_at_all_rows(st);
+			load_look_at_all(st, "queued keys could not be read");
 		}
 	}
 	return true;

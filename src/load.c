@@ -14,6 +14,7 @@
 #include "crate_sync.h"
 
 #include "access/xact.h"
+#include "plans.h"
 #include "point.h"
 #include "sync.h"
 #include "utils/builtins.h"
@@ -95,6 +96,14 @@ finish(SyncTable *st)
 					st->def->schemaname, st->def->relname)));
 	load_enter_phase(st, LOAD_NONE);
 	set_string(st, &st->load_mode, NULL);
+	if (st->due_again)
+	{
+		/* what it may have missed is owed still */
+		st->due_again = false;
+		load_begin(st, "full");
+		return;
+	}
+	set_string(st, &st->due, NULL);
 	st->load_finished = true;
 	st->loaded_once = true;
 }
@@ -108,26 +117,62 @@ load_begin(SyncTable *st, const char *mode)
 {
 	set_string(st, &st->load_mode, mode);
 	load_enter_phase(st, strcmp(mode, "sweep") == 0 ? LOAD_SWEEP : LOAD_ROWS);
-	if (st->range_plan != NULL)
-	{
-		SPI_freeplan(st->range_plan);	/* its filter may be another one */
-		st->range_plan = NULL;
-		st->range_rel = InvalidOid;
-	}
-	ereport(LOG,
-			(errmsg("crate_sync: %s of %s.%s begins", load_title(mode),
-					st->def->schemaname, st->def->relname)));
+	plans_forget_leaf(st);		/* its filter may be another one */
+	if (st->def != NULL)
+		ereport(LOG,
+				(errmsg("crate_sync: %s of %s.%s begins%s%s", load_title(mode),
+						st->def->schemaname, st->def->relname,
+						st->due ? ": " : "", st->due ? st->due : "")));
 }
 
 /*
  * A load without which the table is not whole, as changes may have been missed:
- * whoever cancels it has an incomplete table.
+ * whoever cancels it has an incomplete table.  That it is owed, and why, is
+ * written down with the next acknowledgement, and cleared by nothing but the
+ * end of a load that began later.
  */
 void
-load_need(SyncTable *st, const char *mode)
+load_need(SyncTable *st, const char *mode, const char *why)
 {
 	st->loaded_once = false;
+	set_string(st, &st->due, why);
+	st->due_again = false;		/* the one that begins now sees it all */
 	load_begin(st, mode);
+}
+
+/*
+ * Rows of any key may have changed.  A load that has not read anything yet
+ * will see them; behind one that has, one more is owed.  To begin it anew each
+ * time could mean that none is ever finished.
+ */
+void
+load_look_at_all(SyncTable *st, const char *why)
+{
+	bool		nothing_read = st->feed_rel == InvalidOid && st->load_rel == InvalidOid &&
+		!st->feed_done;
+	dlist_iter	it;
+
+	if (load_is_detached(st))
+		return;					/* a full load is to come anyway */
+	if (st->phase != LOAD_ROWS && st->phase != LOAD_SWEEP)
+	{
+		load_need(st, "full", why);
+		return;
+	}
+	dlist_foreach(it, &st->passes)
+		nothing_read &= dlist_container(Pass, node, it.cur)->kind == PASS_QUEUE;
+	st->loaded_once = false;
+	if (st->due == NULL)
+		set_string(st, &st->due, why);
+	if (st->phase == LOAD_ROWS && nothing_read && strcmp(st->load_mode, "upsert") != 0)
+	{
+		/* it had nothing to remove yet */
+		if (strcmp(st->load_mode, "initial") == 0)
+			set_string(st, &st->load_mode, "full");
+	}
+	else
+		st->due_again = true;
+	st->urgent = st->dirty = true;
 }
 
 /* nothing is known any more of what the target has, of any table */
@@ -139,18 +184,11 @@ load_all_again(void)
 	dlist_foreach(it, &sync_tables)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
-		bool		rebuild = st->phase == LOAD_ROWS && st->load_mode != NULL &&
-			strcmp(st->load_mode, "rebuild") == 0;
+		bool		rebuild = load_is_rebuild(st);
 
 		if (!st->state_known || st->resync_done < 0 || load_is_detached(st))
 			continue;			/* it will be loaded anyway */
-		if (st->def != NULL)
-			load_begin(st, rebuild ? "rebuild" : "full");
-		else
-		{
-			set_string(st, &st->load_mode, rebuild ? "rebuild" : "full");
-			load_enter_phase(st, LOAD_ROWS);
-		}
+		load_need(st, rebuild ? "rebuild" : "full", "the target is older than it was left");
 	}
 }
 
@@ -163,8 +201,7 @@ load_cancel(SyncTable *st)
 		return;
 	if (st->load_mode != NULL && strcmp(st->load_mode, "rebuild") == 0)
 	{
-		/* the old table has missed what went to the new one */
-		load_need(st, "full");
+		load_need(st, "full", "a rebuild was cancelled: the old table has missed what went to the new one");
 		return;
 	}
 	load_enter_phase(st, LOAD_NONE);
@@ -173,6 +210,12 @@ load_cancel(SyncTable *st)
 	ereport(LOG,
 			(errmsg("crate_sync: resync of %s.%s cancelled",
 					st->def->schemaname, st->def->relname)));
+}
+
+bool
+load_is_rebuild(const SyncTable *st)
+{
+	return st->phase == LOAD_ROWS && st->load_mode != NULL && strcmp(st->load_mode, "rebuild") == 0;
 }
 
 bool
@@ -209,8 +252,10 @@ load_want_sweep(SyncTable *st)
 	}
 	else if (st->phase == LOAD_SWEEP)
 		load_enter_phase(st, LOAD_SWEEP);	/* from the start */
+	else if (st->due != NULL || (!st->loaded_once && st->load_mode != NULL))
+		load_need(st, "full", st->due ? st->due : "a load was cancelled");	/* a sweep is not enough */
 	else
-		load_need(st, "sweep");
+		load_need(st, "sweep", "rows were truncated");
 	st->loaded_once = false;
 	st->dirty = true;
 }
@@ -375,5 +420,5 @@ load_swapped(SyncTable *st)
 	st->swap_wanted = false;
 	finish(st);
 	if (sweep)
-		load_need(st, "sweep"); /* rows of before a TRUNCATE came along */
+		load_need(st, "sweep", "rows were truncated");	/* they came along */
 }

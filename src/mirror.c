@@ -295,8 +295,27 @@ literal_walker(Node *node, void *context)
 	return expression_tree_walker(node, literal_walker, context);
 }
 
+static bool
+note_function(Oid funcid, void *context)
+{
+	List	  **functions = context;
+
+	if (funcid >= FirstNormalObjectId)
+		*functions = list_append_unique_oid(*functions, funcid);
+	return false;
+}
+
+static bool
+function_walker(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	(void) check_functions_in_node(node, note_function, context);
+	return expression_tree_walker(node, function_walker, context);
+}
+
 static char *
-filter_deparse(Relation rel, const char *filter, bool stored)
+filter_deparse(Relation rel, const char *filter, bool stored, List **functions)
 {
 	ParseState *pstate = make_parsestate(NULL);
 	ParseNamespaceItem *nsitem;
@@ -344,6 +363,8 @@ filter_deparse(Relation rel, const char *filter, bool stored)
 	 * nothing once literal_walker was satisfied.
 	 */
 	(void) literal_walker(expr, NULL);
+	if (functions != NULL)
+		(void) function_walker(expr, functions);
 	if (contain_mutable_functions(expr) ||
 		(!stored &&
 		 contain_mutable_functions((Node *) expression_planner((Expr *) copyObject(expr)))))
@@ -372,7 +393,7 @@ filter_deparse(Relation rel, const char *filter, bool stored)
  * checks) it runs as the table's owner, in a restricted operation.
  */
 char *
-mirror_check_filter(Relation rel, const char *filter, bool stored)
+mirror_check_filter(Relation rel, const char *filter, bool stored, List **functions)
 {
 	ErrorContextCallback cb = {.callback = filter_error_context, .arg = (void *) filter};
 	Elevation	e;
@@ -382,7 +403,7 @@ mirror_check_filter(Relation rel, const char *filter, bool stored)
 	cb.previous = error_context_stack;
 	error_context_stack = &cb;
 
-	result = filter_deparse(rel, filter, stored);
+	result = filter_deparse(rel, filter, stored, functions);
 
 	error_context_stack = cb.previous;
 	be_oneself(&e);
@@ -1116,7 +1137,8 @@ mirror_resolve(Relation rel, MirrorSpec *spec)
 	if (spec->soft_delete_column != NULL)
 		resolve_soft_delete(rel, spec->soft_delete_column, table);
 	if (spec->row_filter != NULL)
-		table->row_filter = mirror_check_filter(rel, spec->row_filter, spec->mirror_id != 0);
+		table->row_filter = mirror_check_filter(rel, spec->row_filter, spec->mirror_id != 0,
+												&table->filter_functions);
 	return table;
 }
 

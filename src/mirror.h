@@ -70,6 +70,7 @@ typedef struct MirrorTable
 	AttrNumber	soft_delete_attnum; /* 0: none */
 	Oid			soft_delete_type;
 	char	   *row_filter;
+	List	   *filter_functions;	/* of Oid: users' functions in it */
 	TargetTable target;
 } MirrorTable;
 
@@ -89,9 +90,11 @@ extern List *mirror_find_key(Relation rel);
 
 /*
  * Checks a row filter and returns it in the form that is stored; palloc'd.
- * stored: it is in that form already.
+ * stored: it is in that form already.  functions: NULL, or where the OIDs of
+ * users' functions in it are added to.
  */
-extern char *mirror_check_filter(Relation rel, const char *filter, bool stored);
+extern char *mirror_check_filter(Relation rel, const char *filter, bool stored,
+								 List **functions);
 
 /*
  * Does reading a literal of this type run code of users'?  That of domains

@@ -392,10 +392,10 @@ prepare_table(SyncTable *st)
 		ereport(LOG,
 				(errmsg("crate_sync: target table %s was gone, or empty: it is loaded anew",
 						st->def->target.qualified)));
-		load_need(st, "initial");
+		load_need(st, "initial", "the target table was gone, or empty");
 	}
 	else if (created && st->phase != LOAD_NONE && strcmp(st->load_mode, "rebuild") != 0)
-		load_need(st, "initial");
+		load_need(st, "initial", "the target table was gone, or empty");
 	else if (created && st->phase == LOAD_ROWS && st->load_rows > 0)
 		load_begin(st, "rebuild");
 	else if (altered && !created && st->phase == LOAD_ROWS && st->load_rows > 0)
@@ -405,7 +405,7 @@ prepare_table(SyncTable *st)
 		ereport(LOG,
 				(errmsg("crate_sync: %s is not as it was left: %s.%s is resynced",
 						st->def->target.qualified, st->def->schemaname, st->def->relname)));
-		load_need(st, "full");
+		load_need(st, "full", "the target table was not as it was left");
 	}
 
 	/* the load is written down before a row is sent: that would hide that it is due */

@@ -24,13 +24,15 @@
 #include "access/xlog_internal.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
-#include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
 #include "elevate.h"
 #include "executor/executor.h"
 #include "mb/pg_wchar.h"
 #include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "keymap.h"
+#include "plans.h"
 #include "point.h"
 #include "sync.h"
 #include "tcop/dest.h"
@@ -41,7 +43,6 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
-#include "utils/typcache.h"
 
 /* a query asks for that many keys at most */
 #define READ_KEYS 20000
@@ -52,6 +53,10 @@
  * row that nothing came of it, and the table is stopped.
  */
 #define READ_TIME_LIMIT 4000
+
+/* who has a partition locked is not waited for longer (ms): others' rows wait meanwhile */
+#define READ_LOCK_TIMEOUT 20
+
 #define READ_TIMEOUTS	8
 
 /* ---------------------------------------------------------------------
@@ -367,176 +372,8 @@ reader_pack_cells(SyncTable *st, const char *target_key, int *len)
 }
 
 /* ---------------------------------------------------------------------
- * Queries
+ * Set-up
  * ------------------------------------------------------------------- */
-
-static void
-append_equality(StringInfo sql, Oid typid)
-{
-	TypeCacheEntry *tc = lookup_type_cache(getBaseType(typid), TYPECACHE_EQ_OPR);
-	HeapTuple	tup;
-
-	if (!OidIsValid(tc->eq_opr))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("could not identify an equality operator for type %s",
-						format_type_be(typid))));
-	tup = SearchSysCache1(OPEROID, ObjectIdGetDatum(tc->eq_opr));
-	appendStringInfo(sql, " OPERATOR(%s.%s) ",
-					 quote_identifier(get_namespace_name(((Form_pg_operator) GETSTRUCT(tup))->oprnamespace)),
-					 NameStr(((Form_pg_operator) GETSTRUCT(tup))->oprname));
-	ReleaseSysCache(tup);
-}
-
-static void
-append_conditions(StringInfo sql, SyncTable *st)
-{
-	MirrorTable *def = st->def;
-
-	if (def->row_filter != NULL)
-		appendStringInfo(sql, " AND (%s)", def->row_filter);
-	if (def->soft_delete_attnum != 0)
-	{
-		const char *col = quote_identifier(st->spec.soft_delete_column);
-
-		if (def->soft_delete_type == BOOLOID)
-			appendStringInfo(sql, " AND %s IS NOT TRUE", col);
-		else
-			appendStringInfo(sql, " AND %s IS NULL", col);
-	}
-}
-
-static SPIPlanPtr
-prepare_kept(const char *sql, int nargs, Oid *argtypes)
-{
-	SPIPlanPtr	plan;
-
-	/*
-	 * Whatever the statistics say, a few keys of a large table are looked up
-	 * in its index, and a run of blocks by their numbers: the worker has the
-	 * other ways switched off, and one plan serves all sizes.
-	 */
-	plan = SPI_prepare_cursor(sql, nargs, argtypes, CURSOR_OPT_GENERIC_PLAN);
-	if (plan == NULL)
-		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
-	SPI_keepplan(plan);
-	return plan;
-}
-
-/* rows, or keys, by keys: kind as of KEY_PLAN_ */
-static SPIPlanPtr
-make_key_plan(SyncTable *st, int kind)
-{
-	MirrorTable *def = st->def;
-	const char *key = quote_identifier(def->columns[def->keys[0]].name);
-	StringInfoData sql;
-	Oid			argtypes[INDEX_MAX_KEYS + 1];
-	int			nargs = def->nkeys;
-	bool		first = true;
-
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT ");
-	for (int i = 0; i < def->ncols; i++)
-	{
-		bool		is_key = false;
-
-		for (int k = 0; k < def->nkeys; k++)
-			is_key |= def->keys[k] == i;
-		if ((kind & KEY_PLAN_EXISTS) && !is_key)
-			continue;
-		appendStringInfo(&sql, "%s\"crate_sync t\".%s", first ? "" : ", ",
-						 quote_identifier(def->columns[i].name));
-		first = false;
-	}
-	appendStringInfo(&sql, " FROM %s.%s AS \"crate_sync t\" WHERE ",
-					 quote_identifier(def->schemaname), quote_identifier(def->relname));
-	for (int k = 0; k < def->nkeys; k++)
-		argtypes[k] = get_array_type(getBaseType(st->layout.cols[k].typid));
-	if (kind & KEY_PLAN_RANGE)
-	{
-		nargs = 2;
-		argtypes[0] = argtypes[1] = getBaseType(st->layout.cols[0].typid);
-		appendStringInfo(&sql, "\"crate_sync t\".%s OPERATOR(pg_catalog.>=) $1"
-						 " AND \"crate_sync t\".%s OPERATOR(pg_catalog.<=) $2", key, key);
-	}
-	else if (def->nkeys == 1)
-	{
-		appendStringInfo(&sql, "\"crate_sync t\".%s", key);
-		append_equality(&sql, st->layout.cols[0].typid);
-		appendStringInfoString(&sql, "ANY ($1)");
-	}
-	else
-	{
-		appendStringInfoString(&sql, "EXISTS (SELECT FROM ROWS FROM (");
-		for (int k = 0; k < def->nkeys; k++)
-			appendStringInfo(&sql, "%spg_catalog.unnest($%d)", k ? ", " : "", k + 1);
-		appendStringInfoString(&sql, ") AS \"crate_sync q\" (");
-		for (int k = 0; k < def->nkeys; k++)
-			appendStringInfo(&sql, "%sk%d", k ? ", " : "", k);
-		appendStringInfoString(&sql, ") WHERE ");
-		for (int k = 0; k < def->nkeys; k++)
-		{
-			appendStringInfo(&sql, "%s\"crate_sync t\".%s", k ? " AND " : "",
-							 quote_identifier(def->columns[def->keys[k]].name));
-			append_equality(&sql, st->layout.cols[k].typid);
-			appendStringInfo(&sql, "\"crate_sync q\".k%d", k);
-		}
-		appendStringInfoChar(&sql, ')');
-	}
-	append_conditions(&sql, st);
-	return prepare_kept(sql.data, nargs, argtypes);
-}
-
-/* rows of one leaf between two places, the place last */
-static SPIPlanPtr
-make_range_plan(SyncTable *st, Oid relid, bool keys_only)
-{
-	MirrorTable *def = st->def;
-	StringInfoData sql;
-	Oid			argtypes[2] = {TIDOID, TIDOID};
-	char	   *relname = get_rel_name(relid);
-
-	if (relname == NULL)
-		return NULL;
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT ");
-	if (keys_only)
-	{
-		for (int k = 0; k < def->nkeys; k++)
-			appendStringInfo(&sql, "%s, ", quote_identifier(def->columns[def->keys[k]].name));
-	}
-	else
-	{
-		for (int i = 0; i < def->ncols; i++)
-			appendStringInfo(&sql, "%s, ", quote_identifier(def->columns[i].name));
-	}
-	appendStringInfo(&sql, "ctid FROM ONLY %s.%s WHERE ctid > $1 AND ctid < $2",
-					 quote_identifier(get_namespace_name(get_rel_namespace(relid))),
-					 quote_identifier(relname));
-	if (!keys_only)
-	{
-		append_conditions(&sql, st);
-		if (st->spec.resync_filter != NULL && st->load_mode != NULL &&
-			strcmp(st->load_mode, "upsert") == 0)
-			appendStringInfo(&sql, " AND (%s)", st->spec.resync_filter);
-	}
-	return prepare_kept(sql.data, 2, argtypes);
-}
-
-void
-reader_forget(SyncTable *st)
-{
-	for (int i = 0; i < KEY_PLANS; i++)
-	{
-		if (st->key_plans[i] != NULL)
-			SPI_freeplan(st->key_plans[i]);
-		st->key_plans[i] = NULL;
-	}
-	if (st->range_plan != NULL)
-		SPI_freeplan(st->range_plan);
-	st->range_plan = NULL;
-	st->range_rel = InvalidOid;
-}
 
 /* st->def is new: what belongs to it, in st->def_cxt */
 void
@@ -547,7 +384,7 @@ reader_setup(SyncTable *st)
 	char	   *names[INDEX_MAX_KEYS];
 	Relation	rel;
 
-	reader_forget(st);
+	plans_forget(st);
 	st->encoders = palloc0(sizeof(CellEncoder) * def->ncols);
 	for (int i = 0; i < def->ncols; i++)
 		types_encoder(def->columns[i].typid, def->columns[i].typmod,
@@ -819,6 +656,27 @@ end_time_limit(void)
 }
 
 /*
+ * Holds the table as it is defined for us until the transaction's end, and
+ * before its snapshot is taken: a rewrite in between would hide all rows.  An
+ * error if somebody alters it, or has since we looked.
+ */
+static void
+lock_definition(SyncTable *st)
+{
+	if (!ConditionalLockRelationOid(st->relid, AccessShareLock))
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("relation %u is locked", st->relid)));
+	/* invalidations were taken in with the lock */
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(st->relid)))
+		st->stale = true;
+	if (st->stale)
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("the definition of relation %u has to be looked at again", st->relid)));
+}
+
+/*
  * Runs a read as the table's owner.  Returns NULL, or the error, palloc'd in
  * the caller's context, the transaction then being over all the same.
  */
@@ -830,12 +688,15 @@ read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
 	MemoryContext oldcxt = CurrentMemoryContext;
 	ErrorData  *volatile error = NULL;
 	volatile XLogRecPtr seen = InvalidXLogRecPtr;
+	int			lock_timeout = LockTimeout;
 
 	StartTransactionCommand();
+	LockTimeout = READ_LOCK_TIMEOUT;
 	PG_TRY();
 	{
 		Elevation	e;
 
+		lock_definition(st);
 		PushActiveSnapshot(GetTransactionSnapshot());
 		/* what the snapshot saw was inserted into WAL before this */
 		seen = inserted_wal_end();
@@ -860,6 +721,7 @@ read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
 		r->filling = NULL;
 	}
 	PG_END_TRY();
+	LockTimeout = lock_timeout;
 	MemoryContextSwitchTo(oldcxt);
 
 	/*
@@ -875,29 +737,6 @@ read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
 	else if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		st->read_timeouts++;
 	return error;
-}
-
-static void
-execute_plan(RowReceiver *r, SPIPlanPtr plan, int nparams, const Oid *types, const Datum *values)
-{
-	SPIExecuteOptions options;
-	ParamListInfo params = makeParamList(nparams);
-	int			rc;
-
-	for (int i = 0; i < nparams; i++)
-	{
-		params->params[i].value = values[i];
-		params->params[i].isnull = false;
-		params->params[i].pflags = PARAM_FLAG_CONST;
-		params->params[i].ptype = types[i];
-	}
-	memset(&options, 0, sizeof(options));
-	options.params = params;
-	options.read_only = true;
-	options.dest = &r->pub;
-	rc = SPI_execute_plan_extended(plan, &options);
-	if (rc < 0)
-		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(rc));
 }
 
 /* reads the keys that are asked for */
@@ -925,9 +764,7 @@ read_keys(SyncTable *st, RowReceiver *r, void *arg)
 			types[k] = get_array_type(getBaseType(st->layout.cols[k].typid));
 		}
 	}
-	if (st->key_plans[kind] == NULL)
-		st->key_plans[kind] = make_key_plan(st, kind);
-	execute_plan(r, st->key_plans[kind], nparams, types, params);
+	plans_read_keys(st, kind, &r->pub, nparams, types, params);
 	if (r->stopped || r->pass == NULL)
 		return;
 
@@ -963,13 +800,15 @@ error_is_the_rows(const SyncTable *st, const ErrorData *error)
 	}
 }
 
-/* true: somebody has the relation locked, the keys are asked for again soon */
+/* true: somebody has the relation locked, or altered it; the keys are asked for again soon */
 static bool
 read_locked_out(SyncTable *st, const ErrorData *error)
 {
 	if (error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
 		return false;
-	st->read_retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 500);
+	if (st->stale)
+		state_changed();
+	st->read_retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), st->stale ? 10 : 300);
 	return true;
 }
 
@@ -1078,14 +917,19 @@ static void
 read_range(SyncTable *st, RowReceiver *r, void *arg)
 {
 	RangeArg   *range = arg;
-	Oid			types[2] = {TIDOID, TIDOID};
-	Datum		params[2];
 	Relation	rel = try_relation_open(st->feed_rel, AccessShareLock);
 	BlockNumber from;
 	BlockNumber to;
 
 	if (rel == NULL)
 	{
+		range->gone = true;
+		return;
+	}
+	if (!plans_leaf_belongs(st, st->feed_rel))
+	{
+		/* detached: its rows are none of the table's any more */
+		relation_close(rel, NoLock);
 		range->gone = true;
 		return;
 	}
@@ -1127,34 +971,12 @@ read_range(SyncTable *st, RowReceiver *r, void *arg)
 
 	if (range->keys_only)
 	{
-		SPIPlanPtr	plan = make_range_plan(st, st->feed_rel, true);
-
-		params[0] = PointerGetDatum(&range->from);
-		params[1] = PointerGetDatum(&range->to);
 		r->keys = keyset_create(range->keys_cxt, st);
-		if (plan != NULL)
-		{
-			r->pub.receiveSlot = receive_key;
-			execute_plan(r, plan, 2, types, params);
-			r->pub.receiveSlot = receive_row;
-			SPI_freeplan(plan);
-		}
-		return;
+		r->pub.receiveSlot = receive_key;
 	}
-
-	if (st->range_rel != st->feed_rel || st->range_plan == NULL)
-	{
-		if (st->range_plan != NULL)
-			SPI_freeplan(st->range_plan);
-		st->range_plan = make_range_plan(st, st->feed_rel, false);
-		st->range_rel = st->feed_rel;
-	}
-	params[0] = PointerGetDatum(&range->from);
-	params[1] = PointerGetDatum(&range->to);
-	if (st->range_plan == NULL)
-		range->gone = true;
-	else
-		execute_plan(r, st->range_plan, 2, types, params);
+	range->gone = !plans_read_leaf(st, st->feed_rel, range->keys_only, &r->pub,
+								   &range->from, &range->to);
+	r->pub.receiveSlot = receive_row;
 }
 
 /* the next leaf to read, in the order of their OIDs; InvalidOid: none left */

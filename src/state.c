@@ -23,14 +23,17 @@
 #include "executor/spi.h"
 #include "live.h"
 #include "storage/lmgr.h"
+#include "plans.h"
 #include "point.h"
 #include "sync.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "verify.h"
 
 dlist_head	sync_tables = DLIST_STATIC_INIT(sync_tables);
@@ -142,6 +145,27 @@ state_drop_chunk(const QueueChunk *chunk)
  * From the catalog
  * ------------------------------------------------------------------- */
 
+static int
+compare_oids(const void *a, const void *b)
+{
+	return oid_cmp(a, b);
+}
+
+/* its partitions at any depth, and composite types in its columns */
+static bool
+is_watched(const SyncTable *st, Oid relid)
+{
+	return st->nwatched > 0 &&
+		bsearch(&relid, st->watched, st->nwatched, sizeof(Oid), compare_oids) != NULL;
+}
+
+static void
+look_again(SyncTable *st)
+{
+	st->stale = catalog_stale = true;
+	next_reload = 0;
+}
+
 static void
 relcache_callback(Datum arg, Oid relid)
 {
@@ -150,22 +174,39 @@ relcache_callback(Datum arg, Oid relid)
 	dlist_foreach(it, &sync_tables)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
-		ListCell   *lc;
 
-		if (!OidIsValid(relid) || st->relid == relid)
-		{
-			st->stale = catalog_stale = true;
-			st->error_retry_at = 0; /* perhaps that was the remedy */
-			next_reload = 0;
-		}
-		foreach(lc, st->feed_leaves)
-		{
-			if (lfirst_oid(lc) == relid)
-				st->stale = catalog_stale = true;
-		}
+		if (OidIsValid(relid) && st->relid != relid && !is_watched(st, relid))
+			continue;
+		look_again(st);
+		st->error_retry_at = 0; /* perhaps that was the remedy */
 	}
 	if (!OidIsValid(relid) || relid == state_catalog_relid)
 		state_changed();
+}
+
+/* labels, collations, functions: what changes values without touching a row */
+static void
+values_callback(Datum arg, int cacheid, uint32 hashvalue)
+{
+	dlist_iter	it;
+
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		if (cacheid == PROCOID ? st->calls_functions : st->has_types)
+			look_again(st);
+	}
+}
+
+/* a schema was made, dropped or renamed, and nobody tells its tables */
+static void
+schema_callback(Datum arg, int cacheid, uint32 hashvalue)
+{
+	dlist_iter	it;
+
+	dlist_foreach(it, &sync_tables)
+		look_again(dlist_container(SyncTable, node, it.cur));
 }
 
 void
@@ -173,6 +214,10 @@ state_init(void)
 {
 	process_start = GetCurrentTimestamp();
 	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	CacheRegisterSyscacheCallback(ENUMOID, values_callback, (Datum) 0);
+	CacheRegisterSyscacheCallback(COLLOID, values_callback, (Datum) 0);
+	CacheRegisterSyscacheCallback(PROCOID, values_callback, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, schema_callback, (Datum) 0);
 }
 
 void
@@ -255,7 +300,7 @@ read_durable(SyncTable *st)
 
 	SPI_connect();
 	SPI_execute_with_args("INSERT INTO crate_sync.mirror_state (mirror_id, relid) VALUES ($1, $2) "
-						  "ON CONFLICT (mirror_id) DO NOTHING",
+						  "ON CONFLICT (mirror_id) DO UPDATE SET relid = $2",
 						  2, types, values, NULL, false, 0);
 	SPI_execute_with_args("SELECT * FROM crate_sync.mirror_state WHERE mirror_id = $1",
 						  1, types, values, NULL, false, 0);
@@ -278,6 +323,9 @@ read_durable(SyncTable *st)
 		st->load_start = spi_int(0, "load_start", 0);
 		s = spi_string(0, "shape");
 		st->shape = s ? pstrdup(s) : NULL;
+		s = spi_string(0, "due");
+		st->due = s ? pstrdup(s) : NULL;
+		st->due_again = spi_int(0, "due_again", 0);
 		s = spi_string(0, "load_mode");
 		st->load_mode = s ? pstrdup(s) : NULL;
 		s = spi_string(0, "sweep_key");
@@ -324,55 +372,233 @@ static void
 forget_table(SyncTable *st)
 {
 	drop_work(st, false);
-	reader_forget(st);
+	plans_forget(st);
 	dlist_delete(&st->node);
 	if (st->def_cxt != NULL)
 		MemoryContextDelete(st->def_cxt);
 	MemoryContextDelete(st->cxt);
 }
 
+/* ---------------------------------------------------------------------
+ * What has to have stayed as it was for the queue to be the whole truth
+ * ------------------------------------------------------------------- */
+
 /*
- * A fingerprint of all that has to have stayed as it was for the queue to
- * be the whole truth: columns, partitions, triggers (each with the
- * transaction that last touched it).  An unlogged table may have been emptied
- * by a crash whenever the worker was not running.
+ * A table's shape is written down as words, compared one by one:
+ *
+ * 0: SHAPE_VERSION; what had none is of the first version, see former_shape()
+ * 1: columns, partitions at any depth, triggers (each with the transaction
+ *	  that last touched it), types, collations, the functions of its filter
+ * 2: the transactions that last touched its columns, as a new type of the same
+ *	  name does, but as a statistics target does, too; so it counts only with
+ * 3: the storage of its leaves, which a rewrite replaces
+ * 4: how many labels its enums have; new ones change no row
+ * 5: the labels
+ * 6: the worker's start, if any of it is unlogged: it may have been emptied by
+ *	  a crash whenever no worker was running
+ */
+#define SHAPE_VERSION "2"
+#define SHAPE_WORDS 7
+
+typedef enum Captured
+{
+	CAPTURED_NOT,				/* some rows are not */
+	CAPTURED_PARTLY,			/* rows are, but by a trigger that can be put off, or not TRUNCATE */
+	CAPTURED_WHOLLY
+} Captured;
+
+typedef struct Shape
+{
+	char	   *text;
+	char	   *labels_before;	/* of as many labels as there were then */
+	Captured	captured;
+	List	   *types;			/* relations of composite types */
+	bool		has_types;		/* of users, or collations of theirs */
+} Shape;
+
+static const char shape_query[] =
+"WITH RECURSIVE tree (oid) AS (SELECT $1 UNION ALL "
+"  SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid WHERE NOT i.inhdetachpending), "
+"cols AS (SELECT *, xmin AS touched_by FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped), "
+"types (oid) AS (SELECT atttypid FROM cols UNION "
+"  SELECT x.oid FROM types JOIN pg_catalog.pg_type y ON y.oid = types.oid, LATERAL ("
+"    SELECT y.typelem WHERE y.typcategory = 'A' "
+"    UNION ALL SELECT y.typbasetype WHERE y.typtype = 'd' "
+"    UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r WHERE y.typtype = 'r' AND r.rngtypid = y.oid "
+"    UNION ALL SELECT r.rngtypid FROM pg_catalog.pg_range r WHERE y.typtype = 'm' AND r.rngmultitypid = y.oid "
+"    UNION ALL SELECT f.atttypid FROM pg_catalog.pg_attribute f "
+"      WHERE y.typtype = 'c' AND f.attrelid = y.typrelid AND f.attnum > 0 AND NOT f.attisdropped) AS x (oid)), "
+"leaves AS (SELECT c.oid, c.relfilenode, c.relpersistence FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid), "
+"labels AS (SELECT e.oid::pg_catalog.text || e.enumlabel::pg_catalog.text AS x, pg_catalog.row_number() OVER (ORDER BY e.oid) AS n "
+"  FROM types JOIN pg_catalog.pg_enum e ON e.enumtypid = types.oid), "
+"ours AS (SELECT g.tgrelid, g.tgname, g.tgenabled, g.xmin FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid "
+"  WHERE g.tgfoid = $3 AND g.tgname IN ('" CS_TRIGGER "', '" CS_TRUNCATE_TRIGGER "')), "
+"parts (x) AS ("
+"  SELECT 'a' || a.attnum || ' ' || a.attname::pg_catalog.text || ' ' || a.atttypid || ' ' || a.atttypmod || ' ' || a.attgenerated::pg_catalog.text || ' ' || "
+"    coalesce((SELECT pg_catalog.md5(d.adbin::pg_catalog.text) FROM pg_catalog.pg_attrdef d "
+"      WHERE a.attgenerated <> '' AND d.adrelid = $1 AND d.adnum = a.attnum), '') FROM cols a "
+"  UNION ALL SELECT 't' || tgrelid || tgname::pg_catalog.text || tgenabled::pg_catalog.text || xmin::pg_catalog.text FROM ours "
+"  UNION ALL SELECT 'p' || oid FROM tree "
+"  UNION ALL SELECT 'c' || y.oid || ' ' || f.attnum || ' ' || f.attname::pg_catalog.text || ' ' || f.atttypid || ' ' || f.atttypmod "
+"    FROM types JOIN pg_catalog.pg_type y ON y.oid = types.oid JOIN pg_catalog.pg_attribute f ON f.attrelid = y.typrelid "
+"    WHERE y.typtype = 'c' AND f.attnum > 0 AND NOT f.attisdropped "
+"  UNION ALL SELECT 'l' || l.oid || ' ' || coalesce(l.collversion, '') FROM pg_catalog.pg_collation l "
+"    WHERE l.oid IN (SELECT attcollation FROM cols) AND l.oid >= 16384 "
+"  UNION ALL SELECT 'f' || p.oid || ' ' || pg_catalog.md5(p.prosrc || coalesce(p.probin, '') || "
+"    coalesce(p.prosqlbody::pg_catalog.text, '') || coalesce(p.proconfig::pg_catalog.text, '')) "
+"    FROM pg_catalog.pg_proc p WHERE p.oid = ANY ($4)) "
+"SELECT pg_catalog.format('" SHAPE_VERSION " %s %s %s %s %s', "
+"    (SELECT pg_catalog.md5(pg_catalog.string_agg(x, '|' ORDER BY x)) FROM parts), "
+"    (SELECT pg_catalog.md5(pg_catalog.string_agg(attnum || ' ' || touched_by::pg_catalog.text, '|' ORDER BY attnum)) FROM cols), "
+"    (SELECT pg_catalog.md5(pg_catalog.string_agg(oid || ' ' || relfilenode, '|' ORDER BY oid)) FROM leaves), "
+"    (SELECT pg_catalog.count(*) FROM labels), "
+"    (SELECT coalesce(pg_catalog.md5(pg_catalog.string_agg(x, '|' ORDER BY n)), '-') FROM labels)), "
+"  (SELECT coalesce(pg_catalog.md5(pg_catalog.string_agg(x, '|' ORDER BY n)), '-') FROM labels WHERE n <= $2), "
+"  (SELECT pg_catalog.bool_or(relpersistence = 'u') FROM leaves), "
+"  (SELECT pg_catalog.count(*) FROM ours WHERE tgenabled = 'A') = 2 * (SELECT pg_catalog.count(*) FROM tree), "
+"  (SELECT pg_catalog.count(*) FROM ours WHERE tgenabled IN ('A', 'O') AND tgname = '" CS_TRIGGER "') = (SELECT pg_catalog.count(*) FROM tree), "
+"  ARRAY(SELECT y.typrelid FROM types JOIN pg_catalog.pg_type y ON y.oid = types.oid WHERE y.typtype = 'c'), "
+"  EXISTS (SELECT FROM types WHERE oid >= 16384) OR EXISTS (SELECT FROM cols WHERE attcollation >= 16384)";
+
+/* the n-th word of a shape, or an empty one */
+static const char *
+shape_word(const char *shape, int n, int *len)
+{
+	const char *p = shape ? shape : "";
+
+	for (; n > 0 && *p != '\0'; n--)
+	{
+		p += strcspn(p, " ");
+		p += *p == ' ';
+	}
+	*len = strcspn(p, " ");
+	return p;
+}
+
+static bool
+same_word(const char *a, const char *b, int n)
+{
+	int			alen;
+	int			blen;
+
+	a = shape_word(a, n, &alen);
+	b = shape_word(b, n, &blen);
+	return alen == blen && memcmp(a, b, alen) == 0;
+}
+
+/*
+ * A shape as the first version of the catalog has it, so that an update of
+ * the extension loads nothing anew.
  */
 static char *
-table_shape(SyncTable *st, Relation rel, bool *captured)
+former_shape(SyncTable *st, bool unlogged)
 {
 	Oid			types[1] = {OIDOID};
 	Datum		values[1] = {ObjectIdGetDatum(st->relid)};
-	char	   *shape = NULL;
+	char	   *shape = "";
+
+	if (SPI_execute_with_args(
+							  "WITH RECURSIVE tree (oid) AS (SELECT $1::oid UNION ALL "
+							  "  SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid) "
+							  "SELECT pg_catalog.md5(pg_catalog.string_agg(x, '|' ORDER BY x)) "
+							  "FROM (SELECT 'a' || a.attname::pg_catalog.text || ' ' || a.atttypid || ' ' || a.atttypmod || ' ' || a.xmin::text AS x "
+							  "    FROM pg_catalog.pg_attribute a "
+							  "    WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped "
+							  "  UNION ALL SELECT 't' || g.tgrelid || g.tgname::pg_catalog.text || g.tgenabled::pg_catalog.text || g.xmin::text "
+							  "    FROM pg_catalog.pg_trigger g JOIN tree ON g.tgrelid = tree.oid "
+							  "    WHERE g.tgname IN ('" CS_TRIGGER "', '" CS_TRUNCATE_TRIGGER "') "
+							  "  UNION ALL SELECT 'p' || tree.oid FROM tree) AS parts",
+							  1, types, values, NULL, true, 0) == SPI_OK_SELECT && SPI_processed == 1)
+		shape = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	/* of an unlogged one it had the worker's start: another one */
+	return unlogged ? psprintf("%s -", shape) : shape;
+}
+
+static bool
+shape_bool(int col)
+{
 	bool		isnull;
-	MemoryContext oldcxt = CurrentMemoryContext;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, col, &isnull);
 
+	return !isnull && DatumGetBool(value);
+}
+
+/* looks at the catalog; the result is in the caller's context */
+static void
+table_shape(SyncTable *st, const MirrorTable *def, Shape *shape)
+{
+	static SPIPlanPtr plan = NULL;
+	MemoryContext cxt = CurrentMemoryContext;
+	Oid			types[4] = {OIDOID, INT8OID, OIDOID, OIDARRAYOID};
+	Datum		values[4];
+	Datum	   *elems;
+	int			nelems;
+	int			n = 0;
+	int			len;
+	bool		isnull;
+	ListCell   *lc;
+
+	elems = palloc(sizeof(Datum) * (list_length(def->filter_functions) + 1));
+	foreach(lc, def->filter_functions)
+		elems[n++] = ObjectIdGetDatum(lfirst_oid(lc));
+	values[0] = ObjectIdGetDatum(st->relid);
+	values[1] = Int64GetDatum(strtoll(shape_word(st->shape, 4, &len), NULL, 10));
+	values[2] = ObjectIdGetDatum(attach_capture_function());
+	values[3] = PointerGetDatum(construct_array(elems, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+
+	memset(shape, 0, sizeof(Shape));
 	SPI_connect();
-	SPI_execute_with_args(
-						  "WITH RECURSIVE tree (oid) AS (SELECT $1::oid UNION ALL "
-						  "  SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid) "
-						  "SELECT pg_catalog.md5(pg_catalog.string_agg(x, '|' ORDER BY x)), "
-						  "  pg_catalog.count(*) FILTER (WHERE on_) = 2 * (SELECT pg_catalog.count(*) FROM tree) "
-						  "FROM (SELECT 'a' || a.attname::pg_catalog.text || ' ' || a.atttypid || ' ' || a.atttypmod || ' ' || a.xmin::text AS x, "
-						  "    false AS on_ FROM pg_catalog.pg_attribute a "
-						  "    WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped "
-						  "  UNION ALL SELECT 't' || g.tgrelid || g.tgname::pg_catalog.text || g.tgenabled::pg_catalog.text || g.xmin::text, g.tgenabled = 'A' "
-						  "    FROM pg_catalog.pg_trigger g JOIN tree ON g.tgrelid = tree.oid "
-						  "    WHERE g.tgname IN ('" CS_TRIGGER "', '" CS_TRUNCATE_TRIGGER "') "
-						  "  UNION ALL SELECT 'p' || tree.oid, false FROM tree) AS parts",
-						  1, types, values, NULL, true, 0);
-	if (SPI_processed == 1)
+	if (plan == NULL)
 	{
-		char	   *md5 = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+		SPIPlanPtr	made = SPI_prepare(shape_query, lengthof(types), types);
 
-		shape = MemoryContextStrdup(oldcxt, md5 ? md5 : "");
-		*captured = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
-											   SPI_tuptable->tupdesc, 2, &isnull));
+		if (made == NULL)
+			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+		SPI_keepplan(made);
+		plan = made;
 	}
+	if (SPI_execute_plan(plan, values, NULL, true, 0) != SPI_OK_SELECT || SPI_processed != 1)
+		elog(ERROR, "could not look at relation %u", st->relid);
+	shape->text = MemoryContextStrdup(cxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
+	shape->labels_before = MemoryContextStrdup(cxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2));
+	shape->captured = shape_bool(4) ? CAPTURED_WHOLLY : shape_bool(5) ? CAPTURED_PARTLY : CAPTURED_NOT;
+	shape->has_types = shape_bool(7);
+	deconstruct_array(DatumGetArrayTypeP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 6, &isnull)),
+					  OIDOID, sizeof(Oid), true, TYPALIGN_INT, &elems, NULL, &nelems);
+	MemoryContextSwitchTo(cxt);
+	for (int i = 0; i < nelems; i++)
+		shape->types = lappend_oid(shape->types, DatumGetObjectId(elems[i]));
+	if (shape_bool(3))
+		shape->text = psprintf("%s " INT64_FORMAT, shape->text, process_start);
 	SPI_finish();
-	MemoryContextSwitchTo(oldcxt);
-	if (rel->rd_rel->relpersistence == RELPERSISTENCE_UNLOGGED)
-		shape = psprintf("%s " INT64_FORMAT, shape, process_start);
-	return shape;
+	MemoryContextSwitchTo(cxt);
+}
+
+/* is what was written down still so, as far as rows go? */
+static bool
+shape_holds(SyncTable *st, const Shape *now)
+{
+	const char *then = st->shape;
+	const char *word;
+	int			len;
+
+	word = shape_word(then, 0, &len);
+	if (len != strlen(SHAPE_VERSION) || memcmp(word, SHAPE_VERSION, len) != 0)
+	{
+		bool		same;
+
+		(void) shape_word(now->text, SHAPE_WORDS - 1, &len);
+		SPI_connect();
+		same = strcmp(then, former_shape(st, len > 0)) == 0;
+		SPI_finish();
+		return same;
+	}
+	if (!same_word(then, now->text, 1) || !same_word(then, now->text, SHAPE_WORDS - 1))
+		return false;
+	if (!same_word(then, now->text, 2) && !same_word(then, now->text, 3))
+		return false;
+	word = shape_word(then, 5, &len);
+	return len == strlen(now->labels_before) && memcmp(word, now->labels_before, len) == 0;
 }
 
 /* all that lanes, batches and plans were made for */
@@ -395,141 +621,205 @@ definition_signature(const MirrorTable *def)
 	return buf.data;
 }
 
+/* for progress; who has a leaf locked is not waited for */
 static void
-estimate_rows(SyncTable *st, List *leaves)
+estimate_rows(SyncTable *st)
 {
 	ListCell   *lc;
 	double		total = 0;
 
-	foreach(lc, leaves)
+	foreach(lc, st->feed_leaves)
 	{
-		Relation	rel = try_relation_open(lfirst_oid(lc), AccessShareLock);
+		Relation	rel;
 		BlockNumber pages;
 		double		tuples;
 		double		visible;
 
+		if (!ConditionalLockRelationOid(lfirst_oid(lc), AccessShareLock))
+			continue;
+		rel = try_relation_open(lfirst_oid(lc), NoLock);
 		if (rel == NULL)
 			continue;
 		table_relation_estimate_size(rel, NULL, &pages, &tuples, &visible);
 		total += tuples;
-		relation_close(rel, AccessShareLock);
+		relation_close(rel, NoLock);
 	}
 	st->load_total = (int64) total;
 }
 
 /* what the user asks for now, in a context of its own: it changes more often */
 static void
-take_spec(SyncTable *st)
+take_spec(SyncTable *st, const MirrorSpec *seen)
 {
 	MemoryContext old = st->spec_cxt;
+	MemoryContext fresh = AllocSetContextCreate(st->cxt, "crate_sync table spec", ALLOCSET_SMALL_SIZES);
+	List	   *specs;
 
-	st->spec_cxt = AllocSetContextCreate(st->cxt, "crate_sync table spec", ALLOCSET_SMALL_SIZES);
-	MemoryContextSwitchTo(st->spec_cxt);
-	st->spec = *(MirrorSpec *) linitial(mirror_load(st->relid));
+	MemoryContextSwitchTo(fresh);
+	specs = mirror_load(st->relid);
+	if (specs == NIL || ((MirrorSpec *) linitial(specs))->mirror_id != seen->mirror_id)
+	{
+		/* taken away between two looks */
+		MemoryContextSwitchTo(st->cxt);
+		MemoryContextDelete(fresh);
+		st->stale = true;
+		return;
+	}
+	st->spec_cxt = fresh;
+	st->spec = *(MirrorSpec *) linitial(specs);
 	if (old != NULL)
 		MemoryContextDelete(old);
 }
 
-/* takes over a spec and resolves it; errors are the table's trouble */
+/*
+ * The tree as it is, watched from before it was read: whatever becomes of a
+ * member later marks the table stale.  Result is in the current context.
+ */
+static List *
+watch_tree(SyncTable *st, List *types)
+{
+	List	   *tree;
+	List	   *again;
+
+	do
+	{
+		Oid		   *oids;
+		Oid		   *old = st->watched;
+		int			n = 0;
+		ListCell   *lc;
+
+		tree = find_all_inheritors(st->relid, NoLock, NULL);
+		oids = MemoryContextAlloc(st->cxt, sizeof(Oid) * (list_length(tree) + list_length(types)));
+		foreach(lc, tree)
+			oids[n++] = lfirst_oid(lc);
+		foreach(lc, types)
+			oids[n++] = lfirst_oid(lc);
+		qsort(oids, n, sizeof(Oid), compare_oids);
+		st->watched = oids;
+		st->nwatched = n;
+		if (old != NULL)
+			pfree(old);
+		again = find_all_inheritors(st->relid, NoLock, NULL);
+	} while (!equal(tree, again));
+	return tree;
+}
+
+/* takes over a definition: what is at hand was made for the former one */
 static void
-resolve_table(SyncTable *st)
+take_definition(SyncTable *st, MirrorTable *def, MemoryContext cxt)
+{
+	if (st->def != NULL)
+		drop_work(st, false);
+	verify_forget(st);			/* its rows are of the old shape */
+	plans_forget(st);
+	if (st->def_cxt != NULL)
+		MemoryContextDelete(st->def_cxt);
+	st->def_cxt = cxt;
+	st->def = def;
+	st->feed_leaves = NIL;
+	reader_setup(st);
+	st->target_ready = false;
+	lanes_setup(st);
+}
+
+/* what it looks like now; a change owes a load, and both are noted as one; true: it does */
+static bool
+take_shape(SyncTable *st, const Shape *shape)
+{
+	bool		altered = st->shape != NULL && !shape_holds(st, shape);
+
+	if (st->shape != NULL && strcmp(st->shape, shape->text) == 0)
+		return false;
+	if (st->shape != NULL)
+		pfree(st->shape);
+	st->shape = MemoryContextStrdup(st->cxt, shape->text);
+	st->dirty = true;
+	if (!altered || load_is_detached(st))
+		return false;
+	load_need(st, load_is_rebuild(st) ? "rebuild" : "full",
+			  "its columns, partitions, types or triggers were altered");
+	return true;
+}
+
+/*
+ * Looks at a table and what is asked for it.  Errors are returned, palloc'd.
+ * st->stale: it could not be looked at, or has changed meanwhile.  A shape
+ * whose triggers are to be mended first is not noted, unless it is as_it_is.
+ */
+static ErrorData *
+look_at_table(SyncTable *st, bool as_it_is, Shape *shape, List **key_columns)
 {
 	MemoryContext oldcxt = CurrentMemoryContext;
 	MemoryContext new_cxt;
 	ErrorData  *volatile error = NULL;
-	volatile bool new_shape = false;
-	volatile bool mended = false;
 
 	new_cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync table definition",
 									ALLOCSET_DEFAULT_SIZES);
+	memset(shape, 0, sizeof(Shape));
+	shape->captured = CAPTURED_WHOLLY;	/* unless it is seen that it is not */
 	StartTransactionCommand();
 	PG_TRY();
 	{
-		Relation	rel;
-		List	   *specs;
+		Relation	rel = NULL;
+		List	   *specs = NIL;
 
-		PushActiveSnapshot(GetTransactionSnapshot());
 		if (!ConditionalLockRelationOid(st->relid, AccessShareLock))
-			rel = NULL;			/* somebody alters it: later */
+			st->stale = true;	/* somebody alters it: later */
 		else
 		{
+			/* invalidations of before are taken in with the lock; later ones count */
+			st->stale = false;
 			rel = try_relation_open(st->relid, NoLock);
-			if (rel == NULL)
-				st->gone = true;
+			st->gone = rel == NULL;
 		}
+		PushActiveSnapshot(GetTransactionSnapshot());
 		MemoryContextSwitchTo(new_cxt);
-		specs = rel != NULL ? mirror_load(st->relid) : NIL;
-		if (specs != NIL)
+		if (rel != NULL)
+			specs = mirror_load(st->relid);
+		if (specs != NIL && ((MirrorSpec *) linitial(specs))->mirror_id == st->spec.mirror_id)
 		{
 			MirrorSpec *spec = linitial(specs);
 			MirrorTable *def = mirror_resolve(rel, spec);
+			List	   *tree = watch_tree(st, NIL);
 			List	   *leaves = NIL;
-			bool		captured = false;
-			char	   *shape;
 			ListCell   *lc;
 
-			foreach(lc, find_all_inheritors(st->relid, NoLock, NULL))
+			cs_point("in resolve");
+			table_shape(st, def, shape);
+			if (shape->types != NIL)
+				tree = watch_tree(st, shape->types);
+			st->has_types = shape->has_types;
+			st->calls_functions = def->filter_functions != NIL;
+			foreach(lc, tree)
 			{
 				if (get_rel_relkind(lfirst_oid(lc)) == RELKIND_RELATION)
 					leaves = lappend_oid(leaves, lfirst_oid(lc));
 			}
 			list_sort(leaves, list_oid_cmp);
-
-			cs_point("in resolve");
-			shape = table_shape(st, rel, &captured);
-			if (!captured)
-			{
-				/* ALTER TABLE refuses a relation that its own session has open */
-				relation_close(rel, NoLock);
-				mended = attach_ensure_triggers(st->relid, spec->key_columns);
-				CommandCounterIncrement();
-				rel = relation_open(st->relid, NoLock);
-				UpdateActiveSnapshotCommandId();
-				shape = table_shape(st, rel, &captured);
-			}
-			if (!captured)
-				ereport(ERROR,
-						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						 errmsg("changes of %s.%s are not captured: its triggers are missing or disabled",
-								def->schemaname, def->relname),
-						 errhint("They are put back as soon as the table is not in use by a writer.")));
+			*key_columns = NIL;
+			MemoryContextSwitchTo(oldcxt);
+			foreach(lc, spec->key_columns)
+				*key_columns = lappend(*key_columns, pstrdup(lfirst(lc)));
+			MemoryContextSwitchTo(new_cxt);
 
 			if (st->def == NULL ||
 				strcmp(definition_signature(st->def), definition_signature(def)) != 0)
-			{
-				if (st->def != NULL)
-					drop_work(st, false);
-				verify_forget(st);	/* its rows are of the old shape */
-				reader_forget(st);
-				if (st->def_cxt != NULL)
-					MemoryContextDelete(st->def_cxt);
-				st->def_cxt = new_cxt;
-				st->def = def;
-				st->feed_leaves = leaves;
-				reader_setup(st);
-				st->target_ready = false;
-				lanes_setup(st);
-			}
-			else
-			{
-				/* the old definition stays */
-				MemoryContextSwitchTo(st->def_cxt);
-				list_free(st->feed_leaves);
-				st->feed_leaves = list_copy(leaves);
-			}
-			take_spec(st);
+				take_definition(st, def, new_cxt);
+			/* else the old definition stays */
+			MemoryContextSwitchTo(st->def_cxt);
+			list_free(st->feed_leaves);
+			st->feed_leaves = list_copy(leaves);
+			take_spec(st, spec);
 			MemoryContextSwitchTo(oldcxt);
-			if (st->shape == NULL || strcmp(st->shape, shape) != 0)
-			{
-				new_shape = st->shape != NULL;
-				st->shape = MemoryContextStrdup(st->cxt, shape);
-				st->dirty = true;
-			}
-			if (st->load_total < 0 || new_shape || st->spec.resync_no != st->resync_done ||
+			/* who is not captured has no shape that could be relied on later */
+			if ((shape->captured >= (as_it_is ? CAPTURED_PARTLY : CAPTURED_WHOLLY) &&
+				 take_shape(st, shape)) ||
+				st->load_total < 0 || st->spec.resync_no != st->resync_done ||
 				st->spec.verify_no != st->verify_done)
-				estimate_rows(st, st->feed_leaves);
-			st->stale = false;
+				estimate_rows(st);
 		}
+		else if (rel != NULL)
+			st->stale = true;	/* it is mirrored no more, or anew */
 		if (rel != NULL)
 			relation_close(rel, NoLock);
 		PopActiveSnapshot();
@@ -538,52 +828,201 @@ resolve_table(SyncTable *st)
 	PG_CATCH();
 	{
 		error = worker_catch(oldcxt);
+		st->stale = true;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(oldcxt);
 	if (st->def_cxt != new_cxt)
 		MemoryContextDelete(new_cxt);
+	else if (error != NULL)
+		st->def = NULL;			/* half made */
+	return error;
+}
 
+/*
+ * A row of the catalog without the triggers that add_table makes with it came
+ * by a dump that is being restored, and will make its triggers, too: whoever
+ * makes them first has the restore fail.  They are left to it until all
+ * sessions of that time are gone, or somebody asks for a resync.
+ */
+static bool
+is_being_restored(SyncTable *st)
+{
+	Oid			types[1] = {TIMESTAMPTZOID};
+	Datum		values[1];
+	bool		found;
+
+	if (st->shape != NULL || st->claimed)
+		return false;
+	if (st->restored_seen == 0)
+	{
+		st->restored_seen = GetCurrentTimestamp();
+		st->restored_resync_no = st->spec.resync_no;
+	}
+	if (st->spec.resync_no != st->restored_resync_no)
+		return false;
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	values[0] = TimestampTzGetDatum(st->restored_seen);
+	SPI_execute_with_args("SELECT FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend' "
+						  "AND datname = pg_catalog.current_database() AND backend_start <= $1",
+						  1, types, values, NULL, true, 1);
+	found = SPI_processed > 0;
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	return found;
+}
+
+/* puts triggers back; false: not now */
+static bool
+mend_triggers(SyncTable *st, List *key_columns)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	volatile bool mended = false;
+
+	StartTransactionCommand();
+	PG_TRY();
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		mended = attach_ensure_triggers(st->relid, key_columns);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error = worker_catch(oldcxt);
+
+		if (error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+			ereport(LOG,
+					(errmsg("crate_sync: triggers of %s.%s cannot be put back: %s",
+							st->def->schemaname, st->def->relname, error->message)));
+		FreeErrorData(error);
+		mended = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcxt);
+	return mended;
+}
+
+/* takes over a spec and resolves it; errors are the table's trouble */
+static void
+resolve_table(SyncTable *st)
+{
+	Shape		shape;
+	List	   *key_columns = NIL;
+	ErrorData  *error = look_at_table(st, false, &shape, &key_columns);
+
+	if (error == NULL && shape.captured != CAPTURED_WHOLLY)
+	{
+		if (is_being_restored(st))
+		{
+			table_trouble(st, "restored",
+						  psprintf("%s.%s came with a dump, its triggers have yet to come: they are made when the sessions that may restore it are gone",
+								   st->def->schemaname, st->def->relname),
+						  psprintf("If the restore is over, SELECT crate_sync.resync(%s); has them made.",
+								   quote_literal_cstr(quote_qualified_identifier(st->def->schemaname, st->def->relname))));
+			st->stale = true;
+			return;
+		}
+		if (GetCurrentTimestamp() >= st->mend_at && mend_triggers(st, key_columns))
+			ereport(LOG,
+					(errmsg("crate_sync: triggers of %s.%s were put back",
+							st->def->schemaname, st->def->relname)));
+		error = look_at_table(st, true, &shape, &key_columns);
+	}
 	if (error != NULL)
 	{
-		if (st->def_cxt == new_cxt)
-			st->def = NULL;		/* half made */
 		table_trouble(st, unpack_sql_state(error->sqlerrcode), error->message, error->hint);
 		FreeErrorData(error);
 		return;
 	}
-	if (st->def == NULL || st->stale)
-		return;
-
-	if (new_shape && !load_is_detached(st) && (st->phase == LOAD_NONE || st->phase == LOAD_VERIFY))
+	if (shape.captured == CAPTURED_NOT && st->def != NULL)
 	{
-		ereport(LOG,
-				(errmsg("crate_sync: %s.%s or its triggers were altered%s: it is resynced",
-						st->def->schemaname, st->def->relname,
-						mended ? ", and mended" : "")));
-		load_need(st, "full");
+		table_trouble(st, "55000",
+					  psprintf("changes of %s.%s are not captured: its triggers are missing or disabled",
+							   st->def->schemaname, st->def->relname),
+					  "They are put back as soon as no writer has the table for a moment.");
+		st->stale = true;
 	}
-	else if (new_shape && st->phase != LOAD_NONE)
-		load_need(st, strcmp(st->load_mode, "rebuild") == 0 ? "rebuild" : "full");
+	else if (shape.captured == CAPTURED_PARTLY)
+	{
+		/* rows go on; the rest is tried beside them */
+		st->mend_attempts++;
+		st->mend_at = backoff(Min(st->mend_attempts + 2, 30));
+	}
+	else
+		st->mend_attempts = 0;
 }
 
-/* tables whose relation was dropped leave the catalog */
-static void
+/* does another table, which is not mirrored itself, have the name it was added by? */
+static bool
+name_is_taken(const MirrorSpec *spec)
+{
+	Oid			nsp;
+	Oid			relid = InvalidOid;
+
+	if (spec->source_name == NULL)
+		return false;
+	StartTransactionCommand();
+	nsp = get_namespace_oid(spec->source_schema, true);
+	if (OidIsValid(nsp))
+		relid = get_relname_relid(spec->source_name, nsp);
+	if (OidIsValid(relid) && get_rel_relkind(relid) != RELKIND_RELATION &&
+		get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
+		relid = InvalidOid;
+	CommitTransactionCommand();
+	return OidIsValid(relid) && relid != spec->relid && state_find(relid) == NULL;
+}
+
+/*
+ * Takes a table whose relation was dropped out of the catalog.  A row that
+ * some open transaction has is not waited for: false, later.
+ */
+static bool
 clean_up_gone(SyncTable *st)
 {
 	Oid			types[1] = {INT4OID};
 	Datum		values[1] = {Int32GetDatum(st->spec.mirror_id)};
+	bool		done;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	SPI_execute_with_args("DELETE FROM crate_sync.mirror WHERE mirror_id = $1", 1, types, values, NULL, false, 0);
+	SPI_execute_with_args("DELETE FROM crate_sync.mirror WHERE mirror_id IN "
+						  "(SELECT mirror_id FROM crate_sync.mirror WHERE mirror_id = $1 FOR UPDATE SKIP LOCKED)",
+						  1, types, values, NULL, false, 0);
+	done = SPI_processed > 0;
 	SPI_finish();
 	PopActiveSnapshot();
 	CommitTransactionCommand();
-	ereport(LOG,
-			(errmsg("crate_sync: table %u was dropped, it is no longer mirrored", st->relid),
-			 errhint("Its target table stays; drop it there if it is not wanted.")));
+	if (done)
+		ereport(LOG,
+				(errmsg("crate_sync: table %s.%s (%u) was dropped, it is no longer mirrored",
+						st->spec.source_schema ? st->spec.source_schema : "?",
+						st->spec.source_name ? st->spec.source_name : "?", st->relid),
+				 errhint("Its target table stays; drop it there if it is not wanted.")));
+	return done;
+}
+
+/* what is left of tables that were removed; what others have locked stays for later */
+static void
+clean_up_removed(void)
+{
+	static const char *const tables[][2] = {
+		{"mirror_state", "mirror_id"},
+		{"failed", "failed_id"},
+		{"difference", "difference_id"},
+	};
+
+	SPI_connect();
+	for (int i = 0; i < lengthof(tables); i++)
+		SPI_execute(psprintf("DELETE FROM crate_sync.%s WHERE %s IN (SELECT %s FROM crate_sync.%s s "
+							 "WHERE NOT EXISTS (SELECT FROM crate_sync.mirror m WHERE m.mirror_id = s.mirror_id) "
+							 "FOR UPDATE SKIP LOCKED)",
+							 tables[i][0], tables[i][1], tables[i][1], tables[i][0]), false, 0);
+	SPI_finish();
 }
 
 /* next: a transaction id not yet given out when the snapshot was taken, or later */
@@ -663,7 +1102,7 @@ state_reload(void)
 			if (((MirrorSpec *) lfirst(lc))->mirror_id == st->spec.mirror_id)
 				found = lfirst(lc);
 		}
-		if (found == NULL)
+		if (found == NULL || found->relid != st->relid)
 			forget_table(st);
 	}
 	foreach(lc, specs)
@@ -687,7 +1126,12 @@ state_reload(void)
 			MemoryContextSwitchTo(cxt);
 		}
 		else if (spec->resync_no != st->spec.resync_no || spec->paused != st->spec.paused ||
-				 spec->verify_no != st->spec.verify_no)
+				 spec->verify_no != st->spec.verify_no || spec->follow_name != st->spec.follow_name)
+		{
+			st->stale = true;
+			st->error_retry_at = 0;
+		}
+		if (st->mend_attempts > 0 && GetCurrentTimestamp() >= st->mend_at)
 			st->stale = true;
 		if (st->stale && !(st->in_error && GetCurrentTimestamp() < st->error_retry_at))
 		{
@@ -695,8 +1139,12 @@ state_reload(void)
 			MemoryContextSwitchTo(cxt);
 		}
 		if (st->gone)
-			clean_up_gone(st);
-		else if (st->stale)
+		{
+			/* another has its name: that is for the user to settle, see the view status */
+			if (!st->spec.follow_name && !name_is_taken(spec))
+				(void) clean_up_gone(st);
+		}
+		if (st->stale || st->mend_attempts > 0)
 		{
 			/* locked, or in trouble: look again */
 			catalog_stale = true;
@@ -708,16 +1156,7 @@ state_reload(void)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (OidIsValid(state_catalog_relid))
-	{
-		SPI_connect();
-		SPI_execute("DELETE FROM crate_sync.mirror_state s WHERE NOT EXISTS "
-					"(SELECT FROM crate_sync.mirror m WHERE m.mirror_id = s.mirror_id)", false, 0);
-		SPI_execute("DELETE FROM crate_sync.failed s WHERE NOT EXISTS "
-					"(SELECT FROM crate_sync.mirror m WHERE m.mirror_id = s.mirror_id)", false, 0);
-		SPI_execute("DELETE FROM crate_sync.difference s WHERE NOT EXISTS "
-					"(SELECT FROM crate_sync.mirror m WHERE m.mirror_id = s.mirror_id)", false, 0);
-		SPI_finish();
-	}
+		clean_up_removed();
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 
@@ -865,6 +1304,8 @@ static const struct
 	{"claimed = $", BOOLOID},
 	{"lanes_used = $", INT4OID},
 	{"hint = $", TEXTOID},
+	{"due = $", TEXTOID},
+	{"due_again = $", BOOLOID},
 	/* counted since the last time */
 	{"n_tup_upserted = n_tup_upserted + $", INT8OID},
 	{"n_tup_deleted = n_tup_deleted + $", INT8OID},
@@ -937,6 +1378,8 @@ state_values(SyncTable *st, StateValues *v)
 	put_value(v, BoolGetDatum(st->claimed), false);
 	put_value(v, Int32GetDatum(st->lanes_used), false);
 	put_text(v, st->error_message ? st->error_hint : NULL);
+	put_text(v, st->due);
+	put_value(v, BoolGetDatum(st->due_again), false);
 	put_value(v, Int64GetDatum(st->n_upserted), false);
 	put_value(v, Int64GetDatum(st->n_deleted), false);
 	put_value(v, Int64GetDatum(st->n_failed), false);

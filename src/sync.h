@@ -131,11 +131,6 @@ typedef struct ParkedRow
 	char	   *message;
 } ParkedRow;
 
-/* queries for keys: how they say which, and what they give */
-#define KEY_PLAN_RANGE	1		/* between two numbers; else by arrays of values */
-#define KEY_PLAN_EXISTS 2		/* key columns only; else rows */
-#define KEY_PLANS		4
-
 /* load_mode of a table that queues nothing (detach.c) */
 #define LOAD_MODE_DETACHED "detached"
 
@@ -159,12 +154,18 @@ struct SyncTable
 	KeyLayout	layout;
 	CellEncoder *encoders;		/* a column each */
 	bool		key_is_number;	/* one integer column */
-	SPIPlanPtr	key_plans[KEY_PLANS];	/* rows by key */
-	SPIPlanPtr	range_plan;		/* rows by ctid, of range_rel */
-	Oid			range_rel;
+	struct ReadPlans *plans;	/* of plans.c; NULL: none yet */
 	char	   *shape;
 	bool		stale;			/* the relation's definition may have changed */
 	bool		gone;			/* the relation was dropped */
+	Oid		   *watched;		/* in cxt, ascending: what else is part of it, partitions and types */
+	int			nwatched;
+	bool		has_types;		/* users', or collations */
+	bool		calls_functions;	/* in its filter, users' */
+	int			mend_attempts;	/* triggers fire, but not as they should: tries in a row */
+	TimestampTz mend_at;		/* the next one */
+	TimestampTz restored_seen;	/* it came by a dump without its triggers; 0: it did not */
+	int			restored_resync_no;
 
 	/* durable, as in mirror_state */
 	bool		state_known;
@@ -179,6 +180,8 @@ struct SyncTable
 	int64		load_total;
 	int64		load_bytes;
 	TimestampTz load_start;
+	char	   *due;			/* in cxt: why a load is owed, until one is finished; or NULL */
+	bool		due_again;		/* the one under way may not have seen it all */
 	int			verify_done;
 
 	/* a comparison under way; durable is only that it was asked for */
@@ -284,7 +287,6 @@ extern void process_removals(void);
 
 /* (re)makes the layout, encoders and plans after a change; in a transaction */
 extern void reader_setup(SyncTable *st);
-extern void reader_forget(SyncTable *st);
 
 /*
  * Reads rows of the pass's keys and puts them, or deletes, into batches.
@@ -395,7 +397,8 @@ extern void park_row(SyncTable *st, const char *target_key, int keylen, const ch
 
 /* ---- load.c ---- */
 extern void load_begin(SyncTable *st, const char *mode);
-extern void load_need(SyncTable *st, const char *mode);
+extern void load_need(SyncTable *st, const char *mode, const char *why);
+extern void load_look_at_all(SyncTable *st, const char *why);	/* which rows have changed is not known */
 extern void load_enter_phase(SyncTable *st, LoadPhase phase);
 extern bool load_step(SyncTable *st);	/* feeds one piece; false if nothing to do */
 extern void load_pass_done(SyncTable *st, Pass *pass);
@@ -404,6 +407,7 @@ extern void load_want_sweep(SyncTable *st);	/* rows may have to go from the targ
 extern void load_all_again(void);
 extern void load_cancel(SyncTable *st);
 extern void load_detach(SyncTable *st);
+extern bool load_is_rebuild(const SyncTable *st);
 extern bool load_is_detached(const SyncTable *st);
 extern void load_swapped(SyncTable *st);
 

@@ -34,6 +34,7 @@
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
+#include "plans.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
@@ -289,7 +290,7 @@ run_create(SyncTable *st)
 	VerifyRun  *run;
 
 	delete_differences(st);
-	reader_forget(st);			/* a plan may have an old resync's filter */
+	plans_forget_leaf(st);		/* it may have an old resync's filter */
 
 	cxt = AllocSetContextCreate(st->cxt, "crate_sync verify", ALLOCSET_DEFAULT_SIZES);
 	run = MemoryContextAllocZero(cxt, sizeof(VerifyRun));

@@ -517,7 +517,7 @@ begin_work(void)
 						SPI_execute("UPDATE crate_sync.mirror_state SET load_mode = 'full', load_phase = 'load', "
 									"load_rel = NULL, load_filenode = NULL, load_block = 0, load_rows = 0, "
 									"load_start = pg_catalog.clock_timestamp(), sweep_key = NULL, "
-									"last_load_time = NULL WHERE resync_done >= 0 "
+									"last_load_time = NULL, due = 'the server is on a new timeline' WHERE resync_done >= 0 "
 									"AND load_mode IS DISTINCT FROM '" LOAD_MODE_DETACHED "'", false, 0);
 					}
 					sql = psprintf("UPDATE crate_sync.worker_state SET timeline = %d", (int) worker_timeline());
