@@ -87,6 +87,7 @@ extern const char *sent_type(const TargetColumn *col);
 extern void append_marker_id(StringInfo buf, const TargetTable *table, int lane);
 extern void append_marker(StringInfo buf, const TargetRequest *req);
 extern void append_fence_id(StringInfo buf, const TargetTable *table, int lane);
+extern void append_fence_prefix(StringInfo buf, const TargetTable *table, bool end);
 extern Size cells_size(const RowSet *rows, int lo, int hi);
 extern void build_upsert(StringInfo buf, const TargetRequest *req);
 extern int key_place(const TargetTable *table, const RowSet *rows, int k);

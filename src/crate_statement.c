@@ -137,6 +137,16 @@ append_fence_id(StringInfo buf, const TargetTable *table, int lane)
 	pfree(id);
 }
 
+/* what all its fences' names begin with, as a JSON string; end: what comes behind all of them */
+void
+append_fence_prefix(StringInfo buf, const TargetTable *table, bool end)
+{
+	char	   *id = psprintf("%s%c", table->qualified, end ? '#' + 1 : '#');
+
+	types_json_string(buf, id, strlen(id));
+	pfree(id);
+}
+
 /* a column's cells as a JSON array */
 static void
 append_cells(StringInfo buf, const RowSet *rows, int place, const TargetColumn *col, int lo, int hi)

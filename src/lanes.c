@@ -359,6 +359,38 @@ lane_retry_later(Lane *lane)
 	lane->retry_at = backoff(lane->attempts);
 }
 
+/* a fence could not be raised, or not be asked for; tries counts how often in a row */
+static void
+fence_trouble(SyncTable *st, const TargetResult *res, int *tries, TimestampTz *retry_at)
+{
+	if (res->outcome == TARGET_REFUSED_ALL || res->outcome == TARGET_UNREACHABLE ||
+		res->outcome == TARGET_UNKNOWN)
+		target_trouble(res->outcome, res->code, res->message);
+	else if (res->outcome != TARGET_BUSY)
+		table_trouble(st, res->code, res->message, NULL);
+	else if (++*tries >= FENCE_LIMIT)
+	{
+		*tries = 0;
+		table_trouble(st, res->code, res->message, NULL);
+	}
+	else
+		*retry_at = backoff(Min(*tries, 3));
+}
+
+/*
+ * Whoever takes the table over writes its claim first and raises the fence
+ * then: if the claim is still ours after we raised it, his fence will be above
+ * this one.
+ */
+static bool
+still_ours(SyncTable *st)
+{
+	if (claim_is_still_ours(st))
+		return true;
+	st->target_ready = false;
+	return false;
+}
+
 /* false: not now */
 static bool
 lane_raise_fence(Lane *lane)
@@ -369,35 +401,48 @@ lane_raise_fence(Lane *lane)
 
 	memset(&res, 0, sizeof(res));
 	the_target->ops->raise_fence(the_target, &st->def->target, lane->no, &epoch, &res);
-	if (res.outcome == TARGET_OK && epoch > 0)
+	if (res.outcome != TARGET_OK)
 	{
-		/*
-		 * Whoever takes the table over writes its claim first and raises the
-		 * fence then: if the claim is still ours now, his fence will be above
-		 * this one.
-		 */
-		if (!claim_is_still_ours(st))
-		{
-			st->target_ready = false;
-			return false;
-		}
-		lane->epoch = epoch;
-		lane->fence_tries = 0;
-		return true;
+		fence_trouble(st, &res, &lane->fence_tries, &lane->retry_at);
+		return false;
 	}
-	if (res.outcome == TARGET_REFUSED_ALL || res.outcome == TARGET_UNREACHABLE ||
-		res.outcome == TARGET_UNKNOWN)
-		target_trouble(res.outcome, res.code, res.message);
-	else if (res.outcome != TARGET_BUSY)
-		table_trouble(st, res.code, res.message, NULL);
-	else if (++lane->fence_tries >= FENCE_LIMIT)
+	if (!still_ours(st))
+		return false;
+	lane->epoch = epoch;
+	lane->fence_tries = 0;
+	return true;
+}
+
+/*
+ * Whatever was sent to that table until now, by whichever lane of whichever
+ * writer, leaves nothing there any more.  False: not now; *retry_at says when.
+ */
+bool
+lanes_fence_all(SyncTable *st, const TargetTable *table, TimestampTz *retry_at)
+{
+	TargetResult res;
+	int			n;
+
+	memset(&res, 0, sizeof(res));
+	the_target->ops->count_lanes(the_target, table, &n, &res);
+	if (res.outcome == TARGET_OK)
+		n = Max(n, Max(st->lanes_used, st->nlanes));
+	for (int i = 0; res.outcome == TARGET_OK && i < n; i++)
 	{
-		lane->fence_tries = 0;
-		table_trouble(st, res.code, res.message, NULL);
+		int64		epoch = 0;
+
+		the_target->ops->raise_fence(the_target, table, i, &epoch, &res);
+		if (res.outcome == TARGET_OK && table == &st->def->target && i < st->nlanes &&
+			!st->lanes[i].busy)
+			st->lanes[i].epoch = epoch;
 	}
-	else
-		lane->retry_at = backoff(Min(lane->fence_tries, 3));
-	return false;
+	if (res.outcome != TARGET_OK)
+	{
+		fence_trouble(st, &res, &st->fence_tries, retry_at);
+		return false;
+	}
+	st->fence_tries = 0;
+	return still_ours(st);
 }
 
 bool

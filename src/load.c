@@ -64,6 +64,7 @@ load_enter_phase(SyncTable *st, LoadPhase phase)
 			pass->load_pos = -1;
 	}
 	st->urgent = true;
+	st->swap_wanted = false;
 	st->phase = phase;
 	st->load_rel = InvalidOid;
 	st->load_filenode = InvalidOid;

@@ -209,35 +209,26 @@ source_may_have_rows(SyncTable *st)
 }
 
 /*
- * With another number of lanes a key may take another lane than before: then
- * all lanes there ever were are fenced before the first row is sent.  How
- * many there are is written down before they are used.
+ * A lane's fence is raised before its first row is sent.  That is too late if a
+ * key may take another lane than before, if another writer had lanes that we
+ * have not, or if the table was made anew: what was sent to its former self
+ * must not arrive in it, as nothing would take it away again.  Then all lanes
+ * there ever were are fenced at once.  How many there are is written down
+ * before they are used.
  */
 static bool
 fence_former_lanes(SyncTable *st)
 {
-	int			most = Max(st->lanes_used, st->nlanes);
-
-	if (st->lanes_used == st->nlanes)
+	if (st->lanes_used == st->nlanes && !st->found_missing && !st->claimed_again)
 		return true;
-	for (int i = 0; i < most; i++)
-	{
-		TargetResult res;
-		int64		epoch;
-
-		memset(&res, 0, sizeof(res));
-		the_target->ops->raise_fence(the_target, &st->def->target, i, &epoch, &res);
-		if (res.outcome == TARGET_OK)
-			continue;
-		if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
-			target_trouble(res.outcome, res.code, res.message);
-		else
-			table_trouble(st, res.code, res.message, NULL);
+	if (!lanes_fence_all(st, &st->def->target, &st->claim_retry_at))
 		return false;
+	if (st->lanes_used != st->nlanes)
+	{
+		st->lanes_used = st->nlanes;
+		st->dirty = true;
+		state_ack(true);
 	}
-	st->lanes_used = st->nlanes;
-	st->dirty = true;
-	state_ack(true);
 	return true;
 }
 
@@ -331,7 +322,11 @@ prepare_table(SyncTable *st)
 			table_trouble(st, res.code, res.message, NULL);
 			return false;
 		}
-		if (!claim_for(st) || !fence_former_lanes(st))
+		if (!claim_for(st))
+			return false;
+		for (int i = 0; i < st->nlanes; i++)
+			st->lanes[i].epoch = 0;
+		if (!fence_former_lanes(st))
 			return false;
 		if (st->found_missing || st->ready_no == 0)
 		{
@@ -345,8 +340,6 @@ prepare_table(SyncTable *st)
 		}
 		cs_point("before ready");
 		st->target_ready = true;
-		for (int i = 0; i < st->nlanes; i++)
-			st->lanes[i].epoch = 0;
 		st->ready_time = GetCurrentTimestamp();
 		st->ready_no++;
 		worker_feed_soon();
@@ -426,10 +419,15 @@ swap_rebuilt(SyncTable *st)
 	TargetTable as = st->def->target;
 	TargetTable final = st->def->target;
 
+	if (!st->target_ready || GetCurrentTimestamp() < st->swap_retry_at)
+		return;
 	final.name = st->spec.target_table;
 	final.qualified = psprintf("%s.%s", target_quote_ident(final.schema), target_quote_ident(final.name));
 	memset(&res, 0, sizeof(res));
 	cs_point("before swap");
+	/* what is on its way to the old table would find the new one in its place */
+	if (!lanes_fence_all(st, &final, &st->swap_retry_at))
+		return;
 	the_target->ops->swap_table(the_target, &as, &final, &res);
 	cs_point("after swap");
 	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)

@@ -211,6 +211,7 @@ struct SyncTable
 	Lane	   *lanes;
 	int			batch_rows;		/* shrinks when the target finds it too big */
 	Size		held_bytes;		/* in batches */
+	int			fence_tries;	/* of lanes_fence_all(), failed in a row */
 	List	   *parked;			/* of ParkedRow *, in cxt */
 	int			parked_in_a_row;
 	struct keymap_hash *failed;	/* target keys in crate_sync.failed, or NULL */
@@ -229,6 +230,7 @@ struct SyncTable
 	bool		loaded_once;	/* nothing was missed since; durable, as last_load_time */
 	bool		load_finished;	/* since the last time it was written down */
 	bool		swap_wanted;	/* a rebuilt table is to take the old one's place */
+	TimestampTz swap_retry_at;
 
 	/* detached: see detach.c */
 	bool		attached_again;
@@ -386,6 +388,7 @@ extern bool lanes_reap(SyncTable *st);
 extern void lanes_watch(SyncTable *st); /* what is under way for long */
 extern bool lanes_idle(const SyncTable *st);
 extern bool lanes_fence(SyncTable *st);	/* nothing older than now can still arrive */
+extern bool lanes_fence_all(SyncTable *st, const TargetTable *table, TimestampTz *retry_at);
 extern bool lanes_retrying(const SyncTable *st);
 extern TimestampTz lanes_next_retry(const SyncTable *st);
 /* perhaps it is in failed_rows; false: it is not */

@@ -205,6 +205,8 @@ typedef struct TargetOps
 	 */
 	void		(*raise_fence) (Target *t, const TargetTable *table, int lane,
 								int64 *epoch, TargetResult *res);
+	/* how many lanes, counted from 0, there may ever have been a fence for */
+	void		(*count_lanes) (Target *t, const TargetTable *table, int *n, TargetResult *res);
 	/* reads it: is ours still the newest? */
 	void		(*read_fence) (Target *t, const TargetTable *table, int lane,
 							   int64 *epoch, TargetResult *res);

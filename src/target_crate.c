@@ -1034,6 +1034,42 @@ crate_raise_fence(Target *target, const TargetTable *table, int lane, int64 *epo
 	sync_leave(t, caller, res);
 }
 
+static void
+crate_count_lanes(Target *target, const TargetTable *table, int *n, TargetResult *res)
+{
+	CrateTarget *t = (CrateTarget *) target;
+	MemoryContext caller = sync_enter(t);
+	StringInfoData args;
+
+	*n = 0;
+	initStringInfo(&args);
+	appendStringInfoChar(&args, '[');
+	append_fence_prefix(&args, table, false);
+	appendStringInfoChar(&args, ',');
+	append_fence_prefix(&args, table, true);
+	appendStringInfoChar(&args, ']');
+	sync_query(t, "REFRESH TABLE " FENCE_TABLE, NULL, res);
+	if (res->outcome == TARGET_OK)
+		sync_rows(t, "SELECT id FROM " FENCE_TABLE " WHERE id >= ? AND id < ?", args.data, 1, res);
+	if (is_unknown_table(res))
+	{
+		memset(res, 0, sizeof(*res));
+		res->server_time = -1;
+	}
+	for (int i = 0; i < res->nrows; i++)
+	{
+		char	   *id = sync_cell_text(res->cells[i][0]);
+		char	   *lane = id ? strrchr(id, '#') : NULL;
+
+		if (lane != NULL)
+			*n = Max(*n, atoi(lane + 1) + 1);
+	}
+	res->nrows = res->ncols = 0;
+	res->cells = NULL;
+	res->colnames = NULL;
+	sync_leave(t, caller, res);
+}
+
 /* no fence: epoch 0 */
 void
 sync_read_fence(CrateTarget *t, const TargetTable *table, int lane, int64 *epoch, TargetResult *res)
@@ -1367,6 +1403,7 @@ const TargetOps target_crate_ops = {
 	.drop_table = crate_drop_table,
 	.swap_table = crate_swap_table,
 	.raise_fence = crate_raise_fence,
+	.count_lanes = crate_count_lanes,
 	.read_fence = crate_read_fence,
 	.page = crate_page,
 	.fetch = crate_fetch,

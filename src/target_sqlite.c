@@ -694,6 +694,34 @@ sqlite_raise_fence(Target *target, const TargetTable *table, int lane, int64 *ep
 }
 
 static void
+sqlite_count_lanes(Target *target, const TargetTable *table, int *n, TargetResult *res)
+{
+	SqliteTarget *t = (SqliteTarget *) target;
+	sqlite3_stmt *stmt = NULL;
+	bool		ok;
+
+	result_init(res);
+	*n = 0;
+	ok = ready(t) && run(t, "BEGIN IMMEDIATE");
+	if (ok)
+	{
+		ok = make_fence_table(t);
+		if (ok)
+		{
+			stmt = fence_statement(t, file_name_of(table->schema, table->name), 0,
+								   "SELECT max(lane) + 1 FROM " FENCE_TABLE " WHERE table_name = ?1");
+			ok = stmt != NULL;
+		}
+		if (ok && sqlite3_step(stmt) == SQLITE_ROW)
+			*n = sqlite3_column_int(stmt, 0);
+		sqlite3_finalize(stmt);
+		ok = end_transaction(t, ok);
+	}
+	if (!ok)
+		result_fail(t, res);
+}
+
+static void
 sqlite_read_fence(Target *target, const TargetTable *table, int lane, int64 *epoch,
 				  TargetResult *res)
 {
@@ -1581,6 +1609,7 @@ const TargetOps target_sqlite_ops = {
 	.drop_table = sqlite_drop_table,
 	.swap_table = sqlite_swap_table,
 	.raise_fence = sqlite_raise_fence,
+	.count_lanes = sqlite_count_lanes,
 	.read_fence = sqlite_read_fence,
 	.page = sqlite_page,
 	.fetch = sqlite_fetch,
