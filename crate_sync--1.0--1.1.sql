@@ -29,3 +29,65 @@ ALTER TABLE failed
 	ALTER COLUMN first_failed_time SET DEFAULT clock_timestamp(),
 	ALTER COLUMN last_failed_time SET DEFAULT clock_timestamp();
 ALTER TABLE difference ALTER COLUMN found_time SET DEFAULT clock_timestamp();
+
+/* ---------------------------------------------------------------------------
+ * Functions
+ * ------------------------------------------------------------------------ */
+
+-- one more argument; who may call it stays
+CREATE TEMP TABLE crate_sync_grants ON COMMIT DROP AS
+	SELECT a.grantee, a.is_grantable FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) AS a
+	WHERE p.oid = 'add_table(regclass, text, name[], text, name, jsonb, boolean, boolean)'::pg_catalog.regprocedure
+	AND a.grantee <> p.proowner;
+DROP FUNCTION add_table(regclass, text, name[], text, name, jsonb, boolean, boolean);
+CREATE FUNCTION add_table(relation regclass,
+						  target text DEFAULT NULL,
+						  columns name[] DEFAULT NULL,
+						  row_filter text DEFAULT NULL,
+						  soft_delete_column name DEFAULT NULL,
+						  options jsonb DEFAULT NULL,
+						  copy_data boolean DEFAULT true,
+						  if_not_exists boolean DEFAULT false,
+						  follow text DEFAULT 'table')
+	RETURNS text
+	AS 'MODULE_PATHNAME', 'crate_sync_add_table' LANGUAGE C;
+COMMENT ON FUNCTION add_table(regclass, text, name[], text, name, jsonb, boolean, boolean, text) IS
+	'mirrors a table in the target; returns the target table''s name';
+
+CREATE FUNCTION follow_name(relation regclass) RETURNS text
+	AS 'MODULE_PATHNAME', 'crate_sync_follow_name' LANGUAGE C;
+COMMENT ON FUNCTION follow_name(regclass) IS
+	'has a table take the place of a mirrored one that was called so before; says what was done';
+
+CREATE FUNCTION keep_table(relation regclass) RETURNS text
+	AS 'MODULE_PATHNAME', 'crate_sync_keep_table' LANGUAGE C;
+COMMENT ON FUNCTION keep_table(regclass) IS
+	'goes on mirroring a table whose name was changed, as it is called now; says what was done';
+
+-- nobody else's, whatever ALTER DEFAULT PRIVILEGES says
+DO $$
+DECLARE
+	f pg_catalog.regprocedure;
+	grantee pg_catalog.text;
+	with_option pg_catalog.bool;
+BEGIN
+	FOREACH f IN ARRAY ARRAY['add_table(regclass, text, name[], text, name, jsonb, boolean, boolean, text)',
+			'follow_name(regclass)', 'keep_table(regclass)']::pg_catalog.regprocedure[]
+	LOOP
+		FOR grantee IN
+			SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END
+			FROM pg_catalog.pg_proc p,
+				pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) AS a
+			WHERE p.oid = f AND a.grantee <> p.proowner
+		LOOP
+			EXECUTE 'REVOKE ALL ON FUNCTION ' || f::pg_catalog.text || ' FROM ' || grantee || ' CASCADE';
+		END LOOP;
+	END LOOP;
+	FOR grantee, with_option IN
+		SELECT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE g.grantee::pg_catalog.regrole::pg_catalog.text END, g.is_grantable
+		FROM crate_sync_grants g
+	LOOP
+		EXECUTE 'GRANT EXECUTE ON FUNCTION add_table TO ' || grantee || CASE WHEN with_option THEN ' WITH GRANT OPTION' ELSE '' END;
+	END LOOP;
+END $$;
+DROP TABLE pg_temp.crate_sync_grants;

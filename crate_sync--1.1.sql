@@ -212,10 +212,11 @@ CREATE FUNCTION add_table(relation regclass,
 						  soft_delete_column name DEFAULT NULL,
 						  options jsonb DEFAULT NULL,
 						  copy_data boolean DEFAULT true,
-						  if_not_exists boolean DEFAULT false)
+						  if_not_exists boolean DEFAULT false,
+						  follow text DEFAULT 'table')
 	RETURNS text
 	AS 'MODULE_PATHNAME', 'crate_sync_add_table' LANGUAGE C;
-COMMENT ON FUNCTION add_table(regclass, text, name[], text, name, jsonb, boolean, boolean) IS
+COMMENT ON FUNCTION add_table(regclass, text, name[], text, name, jsonb, boolean, boolean, text) IS
 	'mirrors a table in the target; returns the target table''s name';
 
 CREATE FUNCTION remove_table(relation regclass,
@@ -232,6 +233,16 @@ CREATE FUNCTION add_all_tables(schema_names name[] DEFAULT ARRAY['public']::name
 	AS 'MODULE_PATHNAME', 'crate_sync_add_all_tables' LANGUAGE C;
 COMMENT ON FUNCTION add_all_tables(name[]) IS
 	'adds every table of the schemas that can be mirrored; a row per table says which, or why not';
+
+CREATE FUNCTION follow_name(relation regclass) RETURNS text
+	AS 'MODULE_PATHNAME', 'crate_sync_follow_name' LANGUAGE C;
+COMMENT ON FUNCTION follow_name(regclass) IS
+	'has a table take the place of a mirrored one that was called so before; says what was done';
+
+CREATE FUNCTION keep_table(relation regclass) RETURNS text
+	AS 'MODULE_PATHNAME', 'crate_sync_keep_table' LANGUAGE C;
+COMMENT ON FUNCTION keep_table(regclass) IS
+	'goes on mirroring a table whose name was changed, as it is called now; says what was done';
 
 CREATE FUNCTION preview(relation regclass,
 						columns name[] DEFAULT NULL,
@@ -503,7 +514,8 @@ CREATE EVENT TRIGGER crate_sync_before_drop ON ddl_command_start
  * Privileges
  * ------------------------------------------------------------------------ */
 
-REVOKE ALL ON FUNCTION add_table(regclass, text, name[], text, name, jsonb, boolean, boolean),
+REVOKE ALL ON FUNCTION add_table(regclass, text, name[], text, name, jsonb, boolean, boolean, text),
+	follow_name(regclass), keep_table(regclass),
 	remove_table(regclass, boolean, boolean), add_all_tables(name[]),
 	resync(regclass, text, text), cancel(regclass), verify(regclass, boolean),
 	pause(regclass), resume(regclass), retry_failed(regclass, bigint),

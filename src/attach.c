@@ -56,6 +56,8 @@
 PG_FUNCTION_INFO_V1(crate_sync_add_table);
 PG_FUNCTION_INFO_V1(crate_sync_remove_table);
 PG_FUNCTION_INFO_V1(crate_sync_add_all_tables);
+PG_FUNCTION_INFO_V1(crate_sync_follow_name);
+PG_FUNCTION_INFO_V1(crate_sync_keep_table);
 PG_FUNCTION_INFO_V1(crate_sync_preview);
 PG_FUNCTION_INFO_V1(crate_sync_get_target_ddl);
 PG_FUNCTION_INFO_V1(crate_sync_resync);
@@ -173,8 +175,17 @@ load_spec(Oid relid)
 	return specs == NIL ? NULL : linitial(specs);
 }
 
+/* may the caller decide about a mirror whose table is gone? */
+static bool
+may_act_for(const MirrorSpec *spec)
+{
+	return superuser() ||
+		(OidIsValid(spec->source_owner) && has_privs_of_role(GetUserId(), spec->source_owner));
+}
+
+/* dropping: somebody wants its target table away */
 static void
-not_mirrored(Oid relid)
+not_mirrored(Oid relid, bool dropping)
 {
 	Oid			root = InvalidOid;
 	List	   *ancestors = NIL;
@@ -194,6 +205,8 @@ not_mirrored(Oid relid)
 			 OidIsValid(root) ?
 			 errhint("It is a partition of \"%s\", which is mirrored as a whole.",
 					 get_rel_name(root)) :
+			 dropping ?
+			 errhint("If its target table is still there, drop it there, e.g. by crate_sync.target_query('DROP TABLE ...').") :
 			 relkind == RELKIND_RELATION || relkind == RELKIND_PARTITIONED_TABLE ?
 			 errhint("SELECT crate_sync.add_table(%s);",
 					 quote_literal_cstr(qualified_name(relid))) : 0));
@@ -219,7 +232,7 @@ chosen_specs(FunctionCallInfo fcinfo)
 		check_owner(relid);
 		spec = load_spec(relid);
 		if (spec == NULL)
-			not_mirrored(relid);
+			not_mirrored(relid, false);
 		return list_make1(spec);
 	}
 
@@ -589,15 +602,83 @@ target_name(const char *schema, const char *table)
 	return quote_qualified_identifier(schema, table);
 }
 
-/* the catalog's row; an error if the target table is somebody's already */
+/* was the mirrored table called so when it was added? */
+static bool
+has_name(const MirrorSpec *spec, const char *schema, const char *name)
+{
+	return spec->source_schema != NULL && spec->source_name != NULL &&
+		strcmp(spec->source_schema, schema) == 0 && strcmp(spec->source_name, name) == 0;
+}
+
+/* the mirror that has this target table, or NULL */
+static MirrorSpec *
+spec_of_target(const TargetTable *target)
+{
+	List	   *specs = mirror_load(InvalidOid);
+	ListCell   *lc;
+
+	foreach(lc, specs)
+	{
+		MirrorSpec *spec = lfirst(lc);
+
+		if (strcmp(spec->target_schema, target->schema) == 0 &&
+			strcmp(spec->target_table, target->name) == 0)
+			return spec;
+	}
+	return NULL;
+}
+
 static void
+target_in_use(const MirrorTable *table, const MirrorSpec *other)
+{
+	char	   *target = target_name(table->target.schema, table->target.name);
+
+	if (other == NULL || !SearchSysCacheExists1(RELOID, ObjectIdGetDatum(other->relid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("target table %s is in use", target),
+				 other == NULL ? 0 :
+				 errdetail("A table that has been dropped is mirrored there, and it was not yours."),
+				 errhint("Choose another name with add_table's argument target.")));
+
+	ereport(ERROR,
+			(errcode(ERRCODE_DUPLICATE_OBJECT),
+			 errmsg("target table %s is in use", target),
+			 errdetail("%s is mirrored there.", qualified_name(other->relid)),
+			 has_name(other, table->schemaname, table->relname) ?
+			 errhint("That table was called as this one is now.  To have this one take its place: SELECT crate_sync.follow_name(%s); to mirror both, choose another name with add_table's argument target.",
+					 quote_literal_cstr(qualified_name(table->relid))) :
+			 errhint("Choose another name with add_table's argument target.")));
+}
+
+/* the end of a mirror; its triggers are gone or go by themselves */
+static void
+delete_mirror(const MirrorSpec *spec, bool drop_target)
+{
+	Oid			types[] = {INT4OID, BOOLOID};
+	Datum		values[] = {Int32GetDatum(spec->mirror_id), BoolGetDatum(drop_target)};
+
+	SPI_connect();
+	run("DELETE FROM crate_sync.failed WHERE mirror_id = $1", 1, types, values, NULL);
+	run("DELETE FROM crate_sync.difference WHERE mirror_id = $1", 1, types, values, NULL);
+	run("INSERT INTO crate_sync.removal (target_schema, target_table, drop_target)"
+		" SELECT target_schema, target_table, $2 FROM crate_sync.mirror WHERE mirror_id = $1",
+		2, types, values, NULL);
+	run("DELETE FROM crate_sync.mirror WHERE mirror_id = $1", 1, types, values, NULL);
+	SPI_finish();
+	tell_worker();
+}
+
+/* false if the target table is somebody's already, or the relation mirrored */
+static bool
 insert_mirror(const MirrorTable *table, const MirrorSpec *spec, bool copy_data)
 {
 	Oid			types[] = {OIDOID, TEXTOID, TEXTOID, NAMEARRAYOID, NAMEARRAYOID,
-	TEXTOID, NAMEOID, JSONBOID, TEXTOID, NAMEOID, NAMEOID, OIDOID};
-	Datum		values[12];
-	char		nulls[13] = "            ";
+	TEXTOID, NAMEOID, JSONBOID, TEXTOID, NAMEOID, NAMEOID, OIDOID, TEXTOID};
+	Datum		values[13];
+	char		nulls[14] = "             ";
 	List	   *key = NIL;
+	bool		done;
 
 	for (int i = 0; i < table->nkeys; i++)
 		key = lappend(key, table->columns[table->keys[i]].name);
@@ -626,30 +707,16 @@ insert_mirror(const MirrorTable *table, const MirrorSpec *spec, bool copy_data)
 	values[9] = DirectFunctionCall1(namein, CStringGetDatum(table->schemaname));
 	values[10] = DirectFunctionCall1(namein, CStringGetDatum(table->relname));
 	values[11] = ObjectIdGetDatum(table->owner);
+	values[12] = CStringGetTextDatum(spec->follow_name ? "name" : "table");
 
 	SPI_connect();
-	if (run("INSERT INTO crate_sync.mirror (relid, target_schema, target_table, key_columns,"
-			" columns, row_filter, soft_delete_column, options, resync_no, resync_mode,"
-			" source_schema, source_name, source_owner)"
-			" VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, '{}'), 1, $9, $10, $11, $12)"
-			" ON CONFLICT DO NOTHING", 12, types, values, nulls) == 0)
-	{
-		char	   *other = NULL;
-
-		/* not the relation: it is locked, and was not there a moment ago */
-		run("SELECT relid::pg_catalog.text FROM crate_sync.mirror"
-			" WHERE target_schema = $2 AND target_table = $3 AND relid <> $1",
-			3, types, values, nulls);
-		if (SPI_processed > 0)
-			other = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("target table %s is in use",
-						target_name(table->target.schema, table->target.name)),
-				 other ? errdetail("%s is mirrored there.", other) : 0,
-				 errhint("Choose another name with add_table's argument target.")));
-	}
+	done = run("INSERT INTO crate_sync.mirror (relid, target_schema, target_table, key_columns,"
+			   " columns, row_filter, soft_delete_column, options, resync_no, resync_mode,"
+			   " source_schema, source_name, source_owner, follow)"
+			   " VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, '{}'), 1, $9, $10, $11, $12, $13)"
+			   " ON CONFLICT DO NOTHING", 13, types, values, nulls) == 1;
 	SPI_finish();
+	return done;
 }
 
 /*
@@ -661,8 +728,10 @@ add_table(MirrorSpec *spec, bool copy_data, bool if_not_exists, bool *added)
 {
 	Relation	rel;
 	MirrorSpec *old;
+	MirrorSpec *other;
 	MirrorTable *table;
 	List	   *key = NIL;
+	bool		gone;
 	Elevation	e;
 
 	*added = false;
@@ -689,7 +758,17 @@ add_table(MirrorSpec *spec, bool copy_data, bool if_not_exists, bool *added)
 	relation_close(rel, NoLock);
 
 	elevate(&e);
-	insert_mirror(table, spec, copy_data);
+	/* where a table was mirrored that is no more, as the worker will notice soon */
+	other = spec_of_target(&table->target);
+	gone = other != NULL && !SearchSysCacheExists1(RELOID, ObjectIdGetDatum(other->relid));
+	descend(&e);
+	gone = gone && may_act_for(other);
+
+	elevate(&e);
+	if (gone)
+		delete_mirror(other, false);
+	if (!insert_mirror(table, spec, copy_data))
+		target_in_use(table, spec_of_target(&table->target));
 	ensure_triggers(spec->relid, key, true);
 	tell_worker();
 	descend(&e);
@@ -737,6 +816,17 @@ spec_from_args(FunctionCallInfo fcinfo, int columns, int soft_delete, int option
 		spec->options = PG_GETARG_JSONB_P(options);
 }
 
+static bool
+follow_from_arg(const char *follow)
+{
+	if (strcmp(follow, "name") != 0 && strcmp(follow, "table") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("follow must be 'table' or 'name', not %s", quote_literal_cstr(follow)),
+				 errdetail("After a RENAME the table itself goes on to be mirrored, or whatever table has its name then.")));
+	return strcmp(follow, "name") == 0;
+}
+
 Datum
 crate_sync_add_table(PG_FUNCTION_ARGS)
 {
@@ -744,9 +834,13 @@ crate_sync_add_table(PG_FUNCTION_ARGS)
 	char	   *name;
 	bool		added;
 
+	/* the first version's function has an argument less */
+	mirror_check_catalog();
 	check_not_null(fcinfo, 0, "relation");
 	memset(&spec, 0, sizeof(spec));
 	spec.relid = PG_GETARG_OID(0);
+	if (!PG_ARGISNULL(8))
+		spec.follow_name = follow_from_arg(text_to_cstring(PG_GETARG_TEXT_PP(8)));
 	if (!PG_ARGISNULL(1))
 		parse_target(text_to_cstring(PG_GETARG_TEXT_PP(1)), &spec.target_schema,
 					 &spec.target_table);
@@ -888,16 +982,11 @@ crate_sync_remove_table(PG_FUNCTION_ARGS)
 	bool		there;
 	MirrorSpec *spec;
 	Elevation	e;
-	Oid			types[] = {INT4OID, BOOLOID};
-	Datum		values[2];
 
 	check_not_null(fcinfo, 0, "relation");
 	relid = PG_GETARG_OID(0);
 
-	/* a table that was dropped has no owner any more to ask */
 	there = SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid));
-	if (!there && !superuser())
-		check_owner(relid);
 	if (there)
 	{
 		check_owner(relid);
@@ -905,11 +994,14 @@ crate_sync_remove_table(PG_FUNCTION_ARGS)
 			lock_owned(relid, AccessExclusiveLock);
 	}
 
+	/* a table that was dropped has no owner any more, but it had one */
 	spec = load_spec(relid);
+	if (!there && (spec == NULL ? !superuser() : !may_act_for(spec)))
+		check_owner(relid);
 	if (spec == NULL)
 	{
 		if (!if_exists && there)
-			not_mirrored(relid);
+			not_mirrored(relid, drop_target);
 		if (!if_exists)
 			check_owner(relid);
 		ereport(NOTICE,
@@ -921,19 +1013,236 @@ crate_sync_remove_table(PG_FUNCTION_ARGS)
 	elevate(&e);
 	if (there)
 		drop_triggers(relid);
-	SPI_connect();
+	delete_mirror(spec, drop_target);
+	descend(&e);
+	PG_RETURN_BOOL(true);
+}
+
+/* ---------------------------------------------------------------------------
+ * A name that another table has now
+ * ------------------------------------------------------------------------ */
+
+static bool
+not_to_be_had(const MirrorSpec *spec, bool wait)
+{
+	if (wait)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("the tables were changed by somebody else at the same time"),
+				 errhint("Try again.")));
+	return false;
+}
+
+bool
+attach_follow(MirrorSpec *spec, Oid relid, bool wait)
+{
+	Oid			old = spec->relid;
+	HeapTuple	tup = SearchSysCache1(RELOID, ObjectIdGetDatum(old));
+	bool		wait_old = false;
+	bool		have_old = false;
+	List	   *tree;
+	Relation	rel;
+	MirrorTable *table;
+	List	   *key = NIL;
+	Oid			types[] = {INT4OID, OIDOID, OIDOID, OIDOID};
+	Datum		values[4];
+	ListCell   *lc;
+
+	if (HeapTupleIsValid(tup))
+	{
+		/* whose it was is asked to let go of it; others' tables are in nobody's way */
+		wait_old = wait && ((Form_pg_class) GETSTRUCT(tup))->relowner == spec->source_owner;
+		have_old = true;
+		ReleaseSysCache(tup);
+	}
+
+	/* both by their OIDs, so that two who do this do not wait for each other */
+	for (int i = 0; i < 2; i++)
+	{
+		if ((old < relid) == (i == 0))
+			have_old = have_old &&
+				lock_members(list_make1_oid(old), AccessExclusiveLock, wait_old) &&
+				lock_members(find_all_inheritors(old, NoLock, NULL), AccessExclusiveLock, wait_old);
+		else if (!lock_members(list_make1_oid(relid), ShareRowExclusiveLock, wait))
+			return false;
+	}
+	rel = try_relation_open(relid, NoLock);
+	if (rel == NULL)
+		return not_to_be_had(spec, wait);
+	if (!has_name(spec, get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel)))
+	{
+		relation_close(rel, NoLock);
+		return not_to_be_had(spec, wait);
+	}
+
+	tree = find_all_inheritors(relid, NoLock, NULL);
+	if ((list_member_oid(tree, old) && !have_old) || !lock_members(tree, ShareRowExclusiveLock, wait))
+	{
+		relation_close(rel, NoLock);
+		return not_to_be_had(spec, wait);
+	}
+
+	table = mirror_resolve(rel, spec);
+	foreach(lc, spec->columns)
+	{
+		if (get_attnum(relid, lfirst(lc)) == InvalidAttrNumber)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("table \"%s\" has no column \"%s\", which is mirrored",
+							RelationGetRelationName(rel), (char *) lfirst(lc))));
+	}
+	for (int i = 0; i < table->nkeys; i++)
+		key = lappend(key, table->columns[table->keys[i]].name);
+
 	values[0] = Int32GetDatum(spec->mirror_id);
-	values[1] = BoolGetDatum(drop_target);
-	run("DELETE FROM crate_sync.failed WHERE mirror_id = $1", 1, types, values, NULL);
-	run("DELETE FROM crate_sync.difference WHERE mirror_id = $1", 1, types, values, NULL);
-	run("INSERT INTO crate_sync.removal (target_schema, target_table, drop_target)"
-		" SELECT target_schema, target_table, $2 FROM crate_sync.mirror WHERE mirror_id = $1",
-		2, types, values, NULL);
-	run("DELETE FROM crate_sync.mirror WHERE mirror_id = $1", 1, types, values, NULL);
+	values[1] = ObjectIdGetDatum(old);
+	values[2] = ObjectIdGetDatum(relid);
+	values[3] = ObjectIdGetDatum(table->owner);
+	SPI_connect();
+	if (run("UPDATE crate_sync.mirror SET relid = $3, source_owner = $4, resync_no = resync_no + 1,"
+			" resync_mode = 'full', resync_filter = NULL WHERE mirror_id = $1 AND relid = $2",
+			4, types, values, NULL) != 1)
+	{
+		SPI_finish();
+		relation_close(rel, NoLock);
+		return not_to_be_had(spec, wait);
+	}
+	SPI_finish();
+
+	/* a partition that was mirrored by itself has triggers of its own */
+	if (have_old)
+		drop_triggers(old);
+	check_partition_tree(rel);
+	relation_close(rel, NoLock);
+	ensure_triggers(relid, key, wait);
+	tell_worker();
+	return true;
+}
+
+/*
+ * The mirror of another table that was called as this one is now.  The caller
+ * has to be the one who decides about it.
+ */
+static MirrorSpec *
+spec_by_name(Oid relid)
+{
+	char	   *schema = get_namespace_name(get_rel_namespace(relid));
+	char	   *name = get_rel_name(relid);
+	MirrorSpec *found = NULL;
+	List	   *specs;
+	ListCell   *lc;
+	Elevation	e;
+
+	elevate(&e);
+	specs = mirror_load(InvalidOid);
+	descend(&e);
+	foreach(lc, specs)
+	{
+		MirrorSpec *spec = lfirst(lc);
+
+		if (spec->relid == relid || schema == NULL || name == NULL ||
+			!has_name(spec, schema, name))
+			continue;
+		if (found != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_AMBIGUOUS_ALIAS),
+					 errmsg("more than one mirrored table was called \"%s\"", name),
+					 errdetail("Among them those that are mirrored as %s and %s.",
+							   target_name(found->target_schema, found->target_table),
+							   target_name(spec->target_schema, spec->target_table)),
+					 errhint("Say which of them go on as they are called now: SELECT crate_sync.keep_table(...);")));
+		found = spec;
+	}
+	if (found == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("no other mirrored table was called \"%s\" when it was added", name),
+				 errhint("SELECT crate_sync.add_table(%s);", quote_literal_cstr(qualified_name(relid)))));
+
+	if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(found->relid)))
+		check_owner(found->relid);
+	else if (!may_act_for(found))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the table that was called \"%s\" before was not yours", name)));
+	return found;
+}
+
+Datum
+crate_sync_follow_name(PG_FUNCTION_ARGS)
+{
+	Oid			relid;
+	MirrorSpec *spec;
+	char	   *before = NULL;
+	Elevation	e;
+
+	check_not_null(fcinfo, 0, "relation");
+	relid = PG_GETARG_OID(0);
+	check_owner(relid);
+	spec = load_spec(relid);
+	if (spec != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("table \"%s\" is mirrored already as %s", get_rel_name(relid),
+						target_name(spec->target_schema, spec->target_table)),
+				 errhint("To have it take another one's place: SELECT crate_sync.remove_table(%s); first.",
+						 quote_literal_cstr(qualified_name(relid)))));
+	spec = spec_by_name(relid);
+	if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(spec->relid)))
+		before = qualified_name(spec->relid);
+
+	elevate(&e);
+	(void) attach_follow(spec, relid, true);
+	descend(&e);
+	/* locks take time */
+	check_owner(relid);
+	if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(spec->relid)))
+		check_owner(spec->relid);
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf("%s is loaded anew from %s, which takes the place of %s",
+											  target_name(spec->target_schema, spec->target_table),
+											  qualified_name(relid),
+											  before != NULL ? before : "a table that was dropped")));
+}
+
+Datum
+crate_sync_keep_table(PG_FUNCTION_ARGS)
+{
+	Oid			types[] = {INT4OID, NAMEOID, NAMEOID, OIDOID};
+	Datum		values[4];
+	Oid			relid;
+	Relation	rel;
+	MirrorSpec *spec;
+	char	   *schema;
+	bool		same;
+	Elevation	e;
+
+	check_not_null(fcinfo, 0, "relation");
+	relid = PG_GETARG_OID(0);
+	lock_owned(relid, AccessShareLock);
+	spec = load_spec(relid);
+	if (spec == NULL)
+		not_mirrored(relid, false);
+
+	rel = relation_open(relid, NoLock);
+	schema = get_namespace_name(RelationGetNamespace(rel));
+	same = has_name(spec, schema, RelationGetRelationName(rel));
+	values[0] = Int32GetDatum(spec->mirror_id);
+	values[1] = DirectFunctionCall1(namein, CStringGetDatum(schema));
+	values[2] = DirectFunctionCall1(namein, CStringGetDatum(RelationGetRelationName(rel)));
+	values[3] = ObjectIdGetDatum(rel->rd_rel->relowner);
+	relation_close(rel, NoLock);
+
+	elevate(&e);
+	SPI_connect();
+	run("UPDATE crate_sync.mirror SET source_schema = $2, source_name = $3, source_owner = $4"
+		" WHERE mirror_id = $1", 4, types, values, NULL);
 	SPI_finish();
 	tell_worker();
 	descend(&e);
-	PG_RETURN_BOOL(true);
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf(same ? "%s is mirrored as %s, by the name that it has" :
+											  "%s goes on to be mirrored as %s",
+											  qualified_name(relid),
+											  target_name(spec->target_schema, spec->target_table))));
 }
 
 /* ---------------------------------------------------------------------------

@@ -9,6 +9,7 @@
 #define CRATE_SYNC_ATTACH_H
 
 #include "crate_sync.h"
+#include "mirror.h"
 #include "nodes/pg_list.h"
 
 /*
@@ -24,5 +25,17 @@ extern bool attach_ensure_triggers(Oid relid, List *key_columns);
 
 /* the OID of crate_sync.capture() */
 extern Oid	attach_capture_function(void);
+
+/*
+ * Hands a mirror over to another relation, which has the name now that
+ * spec->relid was added by: the catalog's row, our triggers, and a full load
+ * that is asked for.  An error says what of the relation does not fit.  The
+ * caller acts as a superuser with a fixed search_path, has seen to it that
+ * this may be done, and ends the transaction if it is not.  wait: until locks
+ * can be had; else false is returned if they cannot, or if things have
+ * changed.  The triggers of a former table that is in use may stay: what they
+ * queue is no mirrored table's.
+ */
+extern bool attach_follow(MirrorSpec *spec, Oid relid, bool wait);
 
 #endif							/* CRATE_SYNC_ATTACH_H */

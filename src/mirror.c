@@ -836,6 +836,18 @@ column_place(const MirrorTable *table, const char *name)
 	return -1;
 }
 
+static char *
+list_of_names(List *names)
+{
+	StringInfoData buf;
+	ListCell   *lc;
+
+	initStringInfo(&buf);
+	foreach(lc, names)
+		appendStringInfo(&buf, "%s%s", buf.len > 0 ? ", " : "", quote_identifier(lfirst(lc)));
+	return buf.data;
+}
+
 static List *
 resolve_key(Relation rel, const MirrorSpec *spec)
 {
@@ -851,6 +863,13 @@ resolve_key(Relation rel, const MirrorSpec *spec)
 					 errdetail("A primary key, or a unique index on NOT NULL columns that is neither partial, deferrable nor on expressions, has to tell its rows apart."),
 					 errhint("ALTER TABLE %s ADD PRIMARY KEY (...);", relation_name(rel))));
 	}
+	else if (!key_still_holds(rel, key) && spec->relid != RelationGetRelid(rel))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the columns by which rows of the target table are told apart are no key of \"%s\"",
+						RelationGetRelationName(rel)),
+				 errdetail("They are: %s.", list_of_names(key)),
+				 errhint("Make them one, or have the target made anew: remove_table with drop_target, then add_table.")));
 	else if (!key_still_holds(rel, key))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

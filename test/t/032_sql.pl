@@ -259,5 +259,164 @@ CrateSync::on_targets($node, sub {
 	is(CrateSync::log_count($node, qr/was terminated by signal|TRAP:|PANIC:/), 0, 'nothing has crashed');
 }, only => 'sqlite', why => 'it is about the catalog');
 
+# --- DROP, CREATE and add_table, in one transaction or in three
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	my $s = $m->{schema};
+	my $anew = sub { "DROP TABLE r; CREATE TABLE r (id int PRIMARY KEY, v text); INSERT INTO r SELECT i, '$_[0]' FROM generate_series(1, 20) i; SELECT crate_sync.add_table('r')" };
+	$m->sql(q{CREATE TABLE r (id int PRIMARY KEY, v text); INSERT INTO r SELECT i, 'old' FROM generate_series(1, 50) i});
+	$m->add('r');
+	$m->equal('r', 'load');
+	my ($ret, $out, $err) = $m->try_sql('BEGIN; ' . $anew->('one') . '; COMMIT');
+	is($ret, 0, 'in one transaction') or diag $err;
+	$m->equal('r', 'in one transaction');
+	foreach my $round (1 .. 3)
+	{
+		# before the worker has seen to it that the row goes, or while it does
+		($ret, $out, $err) = $m->try_sql($anew->("three $round"));
+		is($ret, 0, "in several transactions, round $round") or diag $err;
+		$m->equal('r', "in several transactions, round $round");
+	}
+	is($m->target_value(q{SELECT count(*) FROM {r} WHERE v = 'three 3'}), 20, 'the rows are those of the last one');
+	($ret, $out, $err) = $m->try_sql('BEGIN; ' . $anew->('never') . '; ROLLBACK');
+	is($ret, 0, 'rolled back');
+	$m->sql(q{UPDATE r SET v = 'still' WHERE id < 5});
+	$m->equal('r', 'as if nothing had been');
+
+	# an open transaction does not stop the other tables
+	$m->sql('CREATE TABLE other (id int PRIMARY KEY)');
+	$m->add('other');
+	$m->equal('other', 'another table');
+	my $open = $m->background('BEGIN; ' . $anew->('open') . '; SELECT pg_advisory_lock(1); SELECT pg_sleep(60); ROLLBACK;');
+	$m->poll(q{SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory'});
+	$m->sql('INSERT INTO other SELECT generate_series(1, 100)');
+	ok($m->wait_sync('other'), 'while it is open other tables go on');
+	$m->sql(q{SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'});
+	$open->done;
+	$m->equal([ 'r', 'other' ], 'and after its end');
+
+	# another's table is not to be taken, dropped or not
+	$m->sql("DO \$\$ BEGIN CREATE ROLE someone LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END \$\$; GRANT ALL ON SCHEMA $s TO someone; GRANT USAGE ON SCHEMA crate_sync TO someone; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA crate_sync TO someone");
+	$m->sql('SELECT crate_sync.stop()');
+	$m->poll('SELECT pid IS NULL FROM crate_sync.status');
+	my $oid = $m->sql(q{SELECT 'r'::regclass::oid});
+	$m->sql('DROP TABLE r; SET ROLE someone; CREATE TABLE r (id int PRIMARY KEY, v text)');
+	($err) = errors_of($m, 'someone', q{SELECT crate_sync.add_table('r')});
+	like($err, qr/42710: +target table \w+\.r is in use\nDETAIL:  A table that has been dropped is mirrored there, and it was not yours\.\nHINT:  Choose another name/, 'by another role than the owner');
+	($err) = errors_of($m, 'someone', "SELECT crate_sync.remove_table($oid)");
+	like($err, qr/42P01: +relation with OID $oid does not exist/, 'nor removed');
+	$m->sql(q{SET client_min_messages = error; SELECT crate_sync.add_table('r')});
+	is($m->sql(q{SELECT source_owner::regrole FROM crate_sync.mirror WHERE relid = 'r'::regclass}), 'someone', 'a superuser may');
+	$oid = $m->sql(q{SELECT 'r'::regclass::oid});
+	$m->sql('DROP TABLE r');
+	($err) = errors_of($m, 'someone', "SELECT crate_sync.remove_table($oid)");
+	is($err, '', 'whose table it was can remove it');
+	is($m->sql('SELECT count(*) FROM crate_sync.mirror'), 1, 'and it is');
+	$m->sql(q{CREATE TABLE r (id int PRIMARY KEY, v text); SET client_min_messages = error; SELECT crate_sync.add_table('r'); SELECT crate_sync.start()});
+	$m->equal([ 'r', 'other' ], 'with a worker again');
+
+	# renamed away: it is still there
+	$m->sql('ALTER TABLE r RENAME TO r_old; CREATE TABLE r (id int PRIMARY KEY, v text)');
+	($err) = errors_of($m, 'postgres', q{SELECT crate_sync.add_table('r')});
+	like($err, qr/42710: +target table \w+\.r is in use\nDETAIL:  $s\.r_old is mirrored there\.\nHINT: .*SELECT crate_sync.follow_name\('$s\.r'\);.*argument target/, 'after a RENAME the error names the table and the ways out');
+	$m->sql(q{CREATE TABLE r2 (id int PRIMARY KEY, v text)});
+	($err) = errors_of($m, 'postgres', "SELECT crate_sync.add_table('r2', '$s.r')");
+	like($err, qr/42710: +target table \w+\.r is in use\nDETAIL:  $s\.r_old is mirrored there\.\nHINT: (?!.*follow_name).*argument target/, 'a table of another name is not offered its place');
+});
+
+# --- another table has the name now
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	my $s = $m->{schema};
+	my $swap = 'BEGIN; ALTER TABLE t RENAME TO t_old; ALTER TABLE t_new RENAME TO t; COMMIT';
+	my $new = q{CREATE TABLE t_new (id int PRIMARY KEY, v text); INSERT INTO t_new SELECT i, 'new' FROM generate_series(10, 40) i};
+	my $ours = q{SELECT count(*) FROM pg_trigger WHERE tgfoid = 'crate_sync.capture'::regproc AND tgrelid = '%s'::regclass};
+	my $error = sub { return (errors_of($m, @_))[0] };
+	$m->sql(q{CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'old' FROM generate_series(1, 20) i});
+	$m->sql(q{SELECT crate_sync.add_table('t', row_filter => 'id <> 15', options => '{"rename": {"v": "w"}}')});
+	is($m->sql('SELECT follow FROM crate_sync.mirror'), 'table', 'a mirror follows its table');
+	ok($m->wait_sync, 'load');
+	my $id = $m->sql('SELECT mirror_id FROM crate_sync.mirror');
+	$m->sql($new);
+	$m->sql($swap);
+	$m->sql(q{UPDATE t SET v = 'not seen' WHERE id = 11; UPDATE t_old SET v = 'seen' WHERE id = 11});
+	is($m->sql(q{SELECT crate_sync.follow_name('t')}), "$s.t is loaded anew from $s.t, which takes the place of $s.t_old", 'follow_name says what it does');
+	is($m->sql(q{SELECT mirror_id || ' ' || relid::regclass FROM crate_sync.mirror}), "$id t", 'the mirror is the new table\'s');
+	is($m->sql(sprintf $ours, 't') . ' ' . $m->sql(sprintf $ours, 't_old'), '2 0', 'so are the triggers');
+	$m->sql(q{INSERT INTO t VALUES (100, 'later'); UPDATE t_old SET v = 'nobody''s'; DELETE FROM t WHERE id = 12});
+	ok($m->wait_sync, 'in sync');
+	is($m->target_value('SELECT count(*) FROM {t}'), 30, 'its rows are there, and no others');
+	is($m->target_value(q{SELECT count(*) FROM {t} WHERE w IN ('old', 'seen', 'nobody''s')}), 0, 'none of the former table');
+	is($m->status('ok'), 't', 'all is well');
+
+	# the former one dropped, in the same transaction
+	$m->sql('DROP TABLE t_old');
+	$m->sql($new);
+	like($m->sql(q{BEGIN; DROP TABLE t; ALTER TABLE t_new RENAME TO t; SELECT crate_sync.follow_name('t'); COMMIT}), qr/takes the place of a table that was dropped/, 'of a table that was dropped');
+	ok($m->wait_sync, 'in sync');
+	is($m->target_value('SELECT count(*) FROM {t}'), 30, 'its rows');
+
+	# a partitioned table that the former one becomes a part of
+	$m->sql(q{BEGIN; ALTER TABLE t RENAME TO t_1; CREATE TABLE t (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+		ALTER TABLE t ATTACH PARTITION t_1 FOR VALUES FROM (0) TO (50); CREATE TABLE t_2 PARTITION OF t DEFAULT; INSERT INTO t SELECT i, 'second' FROM generate_series(51, 60) i;
+		SELECT crate_sync.follow_name('t'); COMMIT});
+	ok($m->wait_sync, 'in sync');
+	is($m->target_value('SELECT count(*) FROM {t}'), 40, 'rows of both of its partitions');
+	$m->sql(q{UPDATE t SET v = 'seen'; TRUNCATE t_2});
+	ok($m->wait_sync, 'in sync');
+	is($m->target_value(q{SELECT count(*) FROM {t} WHERE w = 'seen'}), 30, 'changes in one, TRUNCATE of the other');
+
+	# what does not fit is an error that names it
+	my $try = sub {
+		my ($t, $def, $expected) = @_;
+		my $err = $error->('postgres', "BEGIN; ALTER TABLE $t RENAME TO former; CREATE TABLE $t $def; SELECT crate_sync.follow_name('$t'); ROLLBACK;");
+		$expected ? like($err, $expected, "to $t $def") : is($err, '', "to $t $def");
+	};
+	$try->('t', '(id int, v text)', qr/55000: +the columns by which .* no key of "t"\nDETAIL:  They are: id\./);
+	$try->('t', '(id2 int PRIMARY KEY, v text)', qr/55000: +the columns by which/);
+	$try->('t', '(id int PRIMARY KEY)');
+	$try->('t', '(id int PRIMARY KEY, v jsonb)');
+	$m->sql(q{CREATE TABLE c (id int PRIMARY KEY, v text, w text, gone boolean); SELECT crate_sync.add_table('c', columns => '{id,w}', soft_delete_column => 'gone', row_filter => $$v <> 'x'$$)});
+	$try->('c', '(id int PRIMARY KEY, v text, gone boolean)', qr/42703: +table "c" has no column "w", which is mirrored/);
+	$try->('c', '(id int PRIMARY KEY, w text, gone boolean)', qr/42703: .*"?v"? does not exist/);
+	$try->('c', '(id int PRIMARY KEY, v text, w text)', qr/42703: +column "gone" of relation "c" does not exist/);
+	$try->('c', '(id int PRIMARY KEY, v text, w text, gone text)', qr/42804: +soft-delete column/);
+	$try->('c', '(id int PRIMARY KEY, v text, w text, gone boolean) PARTITION BY RANGE (id)');
+	like($error->('postgres', q{SELECT crate_sync.follow_name('t')}), qr/42710: +table "t" is mirrored already/, 'a table that is mirrored');
+	like($error->('postgres', q{SELECT crate_sync.follow_name('t_2')}), qr/42704: +no other mirrored table was called "t_2"/, 'a name that was none');
+	like($error->('postgres', q{BEGIN; CREATE TABLE x (id int PRIMARY KEY); SELECT crate_sync.add_table('x'); ALTER TABLE x RENAME TO x1; CREATE TABLE x (id int PRIMARY KEY);
+		SELECT crate_sync.add_table('x', 'y'); ALTER TABLE x RENAME TO x2; CREATE TABLE x (id int PRIMARY KEY); SELECT crate_sync.follow_name('x'); ROLLBACK;}), qr/42P09: .*HINT:.*keep_table/s, 'a name that two had');
+
+	# who goes on under another name
+	$m->sql('ALTER TABLE c RENAME TO c_kept; CREATE TABLE c (id int PRIMARY KEY, v text, w text, gone boolean)');
+	is($m->sql(q{SELECT crate_sync.keep_table('c_kept')}), "$s.c_kept goes on to be mirrored as $s.c", 'keep_table says what it does');
+	is($m->sql(q{SELECT crate_sync.keep_table('c_kept')}), "$s.c_kept is mirrored as $s.c, by the name that it has", '... or that there is nothing to do');
+	is($m->sql(q{SELECT source_schema || '.' || source_name FROM crate_sync.mirror WHERE relid = 'c_kept'::regclass}), "$s.c_kept", 'the name is remembered');
+	like($error->('postgres', q{SELECT crate_sync.follow_name('c')}), qr/42704: +no other mirrored table was called/, 'its former name is nobody\'s');
+	like($error->('postgres', q{SELECT crate_sync.keep_table('c')}), qr/42704: +table "c" is not mirrored/, 'a table that is not mirrored');
+
+	# whose they are decides
+	$m->sql("DO \$\$ BEGIN CREATE ROLE someone LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END \$\$; GRANT ALL ON SCHEMA $s TO someone; GRANT USAGE ON SCHEMA crate_sync TO someone; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA crate_sync TO someone");
+	$m->sql('DROP TABLE c; ALTER TABLE c_kept RENAME TO c_2; CREATE TABLE c_kept (id int PRIMARY KEY, v text, w text, gone boolean)');
+	like($error->('someone', q{SELECT crate_sync.follow_name('c_kept')}), qr/42501: +must be owner of table c_kept/, 'another\'s new table');
+	$m->sql('ALTER TABLE c_kept OWNER TO someone');
+	like($error->('someone', q{SELECT crate_sync.follow_name('c_kept')}), qr/42501: +must be owner of table c_2/, 'another\'s former table');
+	like($error->('someone', q{SELECT crate_sync.keep_table('c_2')}), qr/42501: +must be owner of table c_2/, '... is not kept either');
+	$m->sql('SELECT crate_sync.stop()');
+	$m->poll('SELECT pid IS NULL FROM crate_sync.status');
+	$m->sql('DROP TABLE c_2');
+	like($error->('someone', q{SELECT crate_sync.follow_name('c_kept')}), qr/42501: +the table that was called "c_kept" before was not yours/, 'nor when it was dropped');
+	$m->sql(q{UPDATE crate_sync.mirror SET source_owner = 'someone'::regrole WHERE source_name = 'c_kept'});
+	is($error->('someone', q{SELECT crate_sync.follow_name('c_kept')}), '', 'one\'s own');
+	$m->sql('SET client_min_messages = error; SELECT crate_sync.start()');
+	ok($m->wait_sync, 'in sync');
+
+	# asked for with the table
+	$m->sql(q{CREATE TABLE f (id int PRIMARY KEY)});
+	like($error->('postgres', q{SELECT crate_sync.add_table('f', follow => 'me')}), qr/22023: +follow must be 'table' or 'name', not 'me'/, 'what follow can be');
+	$m->sql(q{SELECT crate_sync.add_table('f', follow => 'name')});
+	is($m->sql(q{SELECT follow FROM crate_sync.mirror WHERE relid = 'f'::regclass}), 'name', 'is remembered');
+});
+
 $node->stop;
 done_testing();
