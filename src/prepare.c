@@ -272,9 +272,11 @@ prepare_table(SyncTable *st)
 		if (GetCurrentTimestamp() < st->error_retry_at)
 			return false;
 		if (st->stale || st->def == NULL)
+		{
+			/* what it is comes first: see state_reload() */
 			state_changed();
-		if (st->def == NULL)
 			return false;
+		}
 		st->in_error = false;
 	}
 	if (st->def == NULL || st->spec.paused)

@@ -852,10 +852,10 @@ is_being_restored(SyncTable *st)
 	Datum		values[1];
 	bool		found;
 
-	if (st->shape != NULL || st->claimed)
-		return false;
 	if (st->restored_seen == 0)
 	{
+		if (st->shape != NULL || st->claimed)
+			return false;
 		st->restored_seen = GetCurrentTimestamp();
 		st->restored_resync_no = st->spec.resync_no;
 	}
@@ -1144,7 +1144,7 @@ state_reload(void)
 			if (!st->spec.follow_name && !name_is_taken(spec))
 				(void) clean_up_gone(st);
 		}
-		if (st->stale || st->mend_attempts > 0)
+		if (st->stale || st->gone || st->mend_attempts > 0)
 		{
 			/* locked, or in trouble: look again */
 			catalog_stale = true;
