@@ -24,6 +24,7 @@
 #include "mb/pg_wchar.h"
 #include "mirror.h"
 #include "pgstat.h"
+#include "point.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
@@ -570,26 +571,57 @@ note_progress(void)
 }
 
 /*
+ * The target that is set for this database or our role; NULL: for neither, so
+ * it is the server's.  One that a session does not take counts as none.
+ */
+static char *
+stored_target(void)
+{
+	Oid			types[2] = {OIDOID, OIDOID};
+	Datum		values[2] = {ObjectIdGetDatum(MyDatabaseId), ObjectIdGetDatum(GetSessionUserId())};
+
+	/* in the order in which a session heeds them */
+	SPI_execute_with_args("SELECT pg_catalog.substr(s, pg_catalog.length('crate_sync.target=') + 1) "
+						  "FROM pg_catalog.pg_db_role_setting, pg_catalog.unnest(setconfig) AS s "
+						  "WHERE setdatabase IN ($1, 0) AND setrole IN ($2, 0) "
+						  "AND pg_catalog.strpos(pg_catalog.lower(s), 'crate_sync.target=') = 1 "
+						  "ORDER BY setrole = 0, setdatabase = 0", 2, types, values, NULL, true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		char	   *target = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+		char	   *why;
+
+		if (target != NULL && (target[0] == '\0' || target_ops_for(target, &why) != NULL))
+			return target;
+	}
+	return NULL;
+}
+
+/*
  * ALTER DATABASE ... SET counts from the next session on: ours has to be a new
- * one then.
+ * one then.  What is stored now is compared with what this session has of it,
+ * however early or late in its life that was changed.
  */
 static void
 heed_database_settings(void)
 {
-	static char *at_start = NULL;
-	Oid			types[1] = {OIDOID};
-	Datum		values[1] = {ObjectIdGetDatum(MyDatabaseId)};
-	char	   *now = NULL;
+	static bool known = false;
+	static char *ours = NULL;
+	char	   *stored;
 
-	SPI_execute_with_args("SELECT setconfig::pg_catalog.text FROM pg_catalog.pg_db_role_setting "
-						  "WHERE setdatabase = $1 AND setrole = 0", 1, types, values, NULL, true, 1);
-	if (SPI_processed == 1)
-		now = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-	if (now == NULL)
-		now = "";
-	if (at_start == NULL)
-		at_start = MemoryContextStrdup(TopMemoryContext, now);
-	else if (strcmp(at_start, now) != 0)
+	if (!known)
+	{
+		/* a reload changes what comes from files, and not from where it comes */
+		SPI_execute("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'crate_sync.target' "
+					"AND source IN ('global', 'database', 'user', 'database user')", true, 1);
+		if (SPI_processed == 1)
+			ours = MemoryContextStrdup(TopMemoryContext,
+									   SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
+		known = true;
+	}
+	stored = stored_target();
+	if ((stored == NULL) != (ours == NULL) ||
+		(stored != NULL && strcmp(stored, ours) != 0))
 		restart_wanted = true;
 }
 
@@ -634,7 +666,7 @@ look_around(void)
 		leave(OidIsValid(extension) ? LIVE_WANTED : LIVE_ABSENT, 0);
 	}
 	if (restart_wanted)
-		leave(LIVE_WANTED, 0);
+		leave(LIVE_WANTED, 100);
 	if (stopped)
 	{
 		state_drop_all_work();
@@ -1058,6 +1090,7 @@ crate_sync_worker_main(Datum arg)
 	LWLockRelease(&live->lock);
 	before_shmem_exit(on_exit_clear, (Datum) 0);
 	tell_target();
+	cs_point("worker start");
 	worker_tell_state("starting", NULL, NULL);
 
 	worker_pin_settings();
