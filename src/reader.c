@@ -319,8 +319,8 @@ split_cells(const char *target_key, const char **cell, int *len, int max)
 	}
 }
 
-Datum
-reader_cells_to_jsonb(SyncTable *st, const char *target_key)
+static Datum
+cells_to_jsonb(SyncTable *st, const char *target_key)
 {
 	const char *cell[INDEX_MAX_KEYS];
 	int			len[INDEX_MAX_KEYS];
@@ -341,6 +341,38 @@ reader_cells_to_jsonb(SyncTable *st, const char *target_key)
 	appendStringInfoChar(&buf, '}');
 	return DirectFunctionCall1(jsonb_in,
 							   CStringGetDatum(pg_any_to_server(buf.data, buf.len, PG_UTF8)));
+}
+
+/*
+ * A key for people to read.  Others can put one into the target that this
+ * database's encoding, or its JSON, cannot say: then it is a string of what
+ * can be said of it.
+ */
+Datum
+reader_cells_to_jsonb(SyncTable *st, const char *target_key)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	volatile Datum result = (Datum) 0;
+	StringInfoData buf;
+	char	   *clean;
+
+	PG_TRY();
+	{
+		/* it only parses: there is nothing to undo but memory */
+		result = cells_to_jsonb(st, target_key);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(oldcxt);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	if (result != (Datum) 0)
+		return result;
+	initStringInfo(&buf);
+	clean = target_clean_text(target_key, strlen(target_key));
+	types_json_string(&buf, clean, strlen(clean));
+	return DirectFunctionCall1(jsonb_in, CStringGetDatum(buf.data));
 }
 
 /*

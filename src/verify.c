@@ -704,8 +704,18 @@ append_key_cell(VerifyRun *run, const CompareRule *rule, const char *cell, int l
 	{
 		JsonbValue	v;
 
+		double		number;
+
 		if (rule->as == AS_NUMERIC)
 			appendStringInfoString(buf, numeric_normalize(parse_numeric(cell, len)));
+		else if ((rule->as == AS_DOUBLE || rule->as == AS_REAL) && !rule->json &&
+				 parse_double(cell, len, &number))
+		{
+			/* each side has its own digits and exponents; -0 is another key than 0 */
+			if (rule->as == AS_REAL)
+				number = (float) number;
+			appendStringInfo(buf, "%.17g", number);
+		}
 		else
 		{
 			json_root(parse_json(cell, len), &v);
@@ -929,32 +939,6 @@ look_at_queue(SyncTable *st, void *arg)
 	queue_look(st->relid, GetActiveSnapshot(), look_at_chunk, arg);
 }
 
-static Datum
-key_as_jsonb(SyncTable *st, const char *cells)
-{
-	MemoryContext oldcxt = CurrentMemoryContext;
-	volatile Datum result = (Datum) 0;
-	StringInfoData buf;
-
-	PG_TRY();
-	{
-		result = reader_cells_to_jsonb(st, cells);
-	}
-	PG_CATCH();
-	{
-		/* somebody put into the target what PostgreSQL's JSON cannot say */
-		MemoryContextSwitchTo(oldcxt);
-		FlushErrorState();
-	}
-	PG_END_TRY();
-	if (result != (Datum) 0)
-		return result;
-	initStringInfo(&buf);
-	cells = target_clean_text(cells, strlen(cells));
-	types_json_string(&buf, cells, strlen(cells));
-	return DirectFunctionCall1(jsonb_in, CStringGetDatum(buf.data));
-}
-
 /* writes differences down and queues their keys, if that is wanted */
 static void
 record_differences(SyncTable *st, VerifyRun *run, List *differences)
@@ -985,7 +969,7 @@ record_differences(SyncTable *st, VerifyRun *run, List *differences)
 			names[n++] = DirectFunctionCall1(namein,
 											 CStringGetDatum(st->def->columns[lfirst_int(col)].name));
 		values[0] = Int32GetDatum(st->spec.mirror_id);
-		values[1] = key_as_jsonb(st, d->candidate->cells);
+		values[1] = reader_cells_to_jsonb(st, d->candidate->cells);
 		values[2] = CStringGetTextDatum(d->kind);
 		values[3] = PointerGetDatum(construct_array(names, n, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
 		if (n == 0)

@@ -90,5 +90,69 @@ CrateSync::on_targets($node, sub {
 	$m->finish;
 }
 
+# --- keys that are spelled otherwise, or not at all
+
+# verify, and waits for its end
+sub verify
+{
+	my ($m, $table, $repair) = @_;
+	$m->sql(sprintf q{SELECT crate_sync.verify('%s', repair => %s)}, $table, $repair ? 'true' : 'false');
+	return $m->poll("SELECT verify_no = verify_done FROM crate_sync.mirror JOIN crate_sync.mirror_state USING (mirror_id) WHERE mirror.relid = '$table'::regclass");
+}
+
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	$m->sql(<<'EOQ');
+CREATE TABLE r4 (id float4 PRIMARY KEY, v text);
+INSERT INTO r4 SELECT x::float4, 'v' FROM unnest(ARRAY['0.1', '1e10', '16777217', '3.4e38', '1e-40', '123456.7', '0.3', '-1e15', '100000', '1e-5']) x;
+CREATE TABLE r8 (id float8, n int, v text, PRIMARY KEY (n, id));
+INSERT INTO r8 SELECT x::float8, 1, 'v' FROM unnest(ARRAY['0.1', '1e10', '9007199254740993', '1e308', '5e-324', '123456789012345680', '-1e15', '1e21', '0.3', '100000', '1e-5']) x;
+EOQ
+	$m->sql(q{SELECT crate_sync.add_table('r4', options => '{"types": {"id": "REAL"}}'); SELECT crate_sync.add_table('r8', options => '{"types": {"id": "DOUBLE PRECISION"}}')});
+	ok($m->wait_sync, 'float keys');
+	is($m->target_count('r4') . ' ' . $m->target_count('r8'), '10 11', 'as many rows');
+	foreach my $t ('r4', 'r8')
+	{
+		ok(verify($m, $t), "verify of $t");
+		is($m->sql("SELECT string_agg(kind || ' ' || key, ', ') FROM crate_sync.differences WHERE relname = '$t'"), '', "$t: no key is called missing for being spelled with an exponent");
+		is($m->sql("SELECT last_verify_ok FROM crate_sync.tables WHERE relname = '$t'"), 't', "$t: last_verify_ok");
+		# what is so is found
+		$m->target_change("DELETE FROM {$t} WHERE id > 1e9 AND id < 1e11");
+		$m->target_change("UPDATE {$t} SET v = 'other' WHERE id > 1e20");
+		ok(verify($m, $t, 1), "verify with repair of $t");
+		is($m->sql("SELECT string_agg(kind || ' ' || (key->>'id')::float8, ', ' ORDER BY (key->>'id')::float8) FROM crate_sync.differences WHERE relname = '$t'"),
+			$t eq 'r4' ? 'missing 10000000000, different 3.4e+38' : 'missing 10000000000, different 1e+21, different 1e+308', "$t: what differs is found");
+		$m->equal($t, "$t, repaired");
+	}
+});
+
+# a key that the database cannot spell, and that stays in the target
+{
+	my $encoding = 'LATIN1';
+	my $db = 'spell';
+	my $path = $node->basedir . "/$db.db";
+	$node->safe_psql('postgres', "CREATE DATABASE $db TEMPLATE template0 ENCODING '$encoding' LC_COLLATE 'C' LC_CTYPE 'C'");
+	$node->safe_psql('postgres', "ALTER DATABASE $db SET crate_sync.target = 'sqlite:$path'");
+	$node->safe_psql($db, q{SET client_min_messages = error; CREATE EXTENSION crate_sync; CREATE TABLE t (id text PRIMARY KEY, v text); INSERT INTO t VALUES ('a', '1');
+		CREATE TABLE other (id int PRIMARY KEY, v text); SELECT crate_sync.add_table('t'); SELECT crate_sync.add_table('other')});
+	is($node->safe_psql($db, q{SELECT crate_sync.wait_for_sync(timeout => '60s')}), 't', "$encoding: in sync");
+	my $err = '';
+	IPC::Run::run([ 'python3', '-c', <<'EOP', $path ], '<', \undef, '2>', \$err) or die $err;
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], timeout=60)
+key = b'\xe6\x97\xa5\xe6\x9c\xac'.decode()
+db.execute("INSERT INTO t VALUES (?, 'x')", (key,))
+db.execute("CREATE TRIGGER keep BEFORE DELETE ON t WHEN length(old.v) = 1 AND old.v = 'x' BEGIN SELECT raise(ignore); END")
+db.commit()
+EOP
+	$node->safe_psql($db, q{SELECT crate_sync.resync('t')});
+	ok(CrateSync::poll($node, $db, q{SELECT n_failed_rows > 0 AND state = 'ready' FROM crate_sync.tables WHERE relname = 't'}, 't', 60), "$encoding: a key of the target that cannot be spelled here is set aside");
+	is($node->safe_psql($db, q{SELECT jsonb_typeof(key) || ' ' || action FROM crate_sync.failed_rows}), 'string delete', "$encoding: as a string, for what there is");
+	$node->safe_psql($db, q{INSERT INTO other VALUES (1, 'x')});
+	is($node->safe_psql($db, q{SELECT crate_sync.wait_for_sync('other', '60s')}), 't', "$encoding: the other tables go on");
+	is($node->safe_psql($db, q{SELECT state FROM crate_sync.status}), 'failed rows', "$encoding: the state is that");
+	$node->safe_psql('postgres', "DROP DATABASE $db WITH (FORCE)");
+}
+
 $node->stop;
 done_testing();
