@@ -32,6 +32,7 @@
 #include "commands/event_trigger.h"
 #include "commands/extension.h"
 #include "commands/trigger.h"
+#include "detach.h"
 #include "elevate.h"
 #include "executor/spi.h"
 #include "funcapi.h"
@@ -669,6 +670,19 @@ delete_mirror(const MirrorSpec *spec, bool drop_target)
 	tell_worker();
 }
 
+/* whatever a former mirror of a table has left: it queues its changes */
+static void
+capture_anew(Oid relid)
+{
+	Oid			types[] = {OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(relid)};
+
+	SPI_connect();
+	if (run("DELETE FROM crate_sync.detached WHERE relid = $1", 1, types, values, NULL) > 0)
+		detach_forget(relid);
+	SPI_finish();
+}
+
 /* false if the target table is somebody's already, or the relation mirrored */
 static bool
 insert_mirror(const MirrorTable *table, const MirrorSpec *spec, bool copy_data)
@@ -769,6 +783,7 @@ add_table(MirrorSpec *spec, bool copy_data, bool if_not_exists, bool *added)
 		delete_mirror(other, false);
 	if (!insert_mirror(table, spec, copy_data))
 		target_in_use(table, spec_of_target(&table->target));
+	capture_anew(spec->relid);
 	ensure_triggers(spec->relid, key, true);
 	tell_worker();
 	descend(&e);
@@ -1114,6 +1129,7 @@ attach_follow(MirrorSpec *spec, Oid relid, bool wait)
 		drop_triggers(old);
 	check_partition_tree(rel);
 	relation_close(rel, NoLock);
+	capture_anew(relid);
 	ensure_triggers(relid, key, wait);
 	tell_worker();
 	return true;

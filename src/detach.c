@@ -67,28 +67,33 @@ detach_is_detached(Oid root)
 	return found;
 }
 
-/* every backend looks again whether the table is captured */
-static List *
-invalidate_tree(Oid root)
+void
+detach_forget(Oid root)
 {
 	List	   *tree = find_all_inheritors(root, NoLock, NULL);
 	ListCell   *lc;
 
 	foreach(lc, tree)
 		CacheInvalidateRelcacheByRelid(lfirst_oid(lc));
-	return tree;
 }
 
-static void
-run_on_relid(const char *sql, Oid relid)
+/*
+ * What somebody is removing or adding at this moment is left to him: we would
+ * wait for the end of his transaction.  Returns the rows processed.
+ */
+static uint64
+run_on_mirror(const char *sql, const SyncTable *st)
 {
-	Oid			types[1] = {OIDOID};
-	Datum		values[1] = {ObjectIdGetDatum(relid)};
+	Oid			types[2] = {OIDOID, INT4OID};
+	Datum		values[2] = {ObjectIdGetDatum(st->relid), Int32GetDatum(st->spec.mirror_id)};
+	uint64		n;
 
 	SPI_connect();
-	if (SPI_execute_with_args(sql, 1, types, values, NULL, false, 0) < 0)
+	if (SPI_execute_with_args(sql, 2, types, values, NULL, false, 0) < 0)
 		elog(ERROR, "%s failed", sql);
+	n = SPI_processed;
 	SPI_finish();
+	return n;
 }
 
 typedef struct Fullest
@@ -182,14 +187,19 @@ detach_check(void)
 	state_ack(true);			/* what it is, before anything is missed */
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	run_on_relid("INSERT INTO crate_sync.detached (relid) VALUES ($1) ON CONFLICT DO NOTHING", st->relid);
-	invalidate_tree(st->relid);
+	(void) run_on_mirror("INSERT INTO crate_sync.detached (relid) SELECT $1 FROM crate_sync.mirror"
+						 " WHERE mirror_id = $2 AND relid = $1 FOR KEY SHARE SKIP LOCKED"
+						 " ON CONFLICT DO NOTHING", st);
+	detach_forget(st->relid);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	queue_delete_relation(st->relid);
+	/* not those of a mirror that has taken this one's place */
+	if (run_on_mirror("SELECT FROM crate_sync.mirror WHERE mirror_id = $2 AND relid = $1"
+					  " FOR KEY SHARE SKIP LOCKED", st) > 0)
+		queue_delete_relation(st->relid);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 }
@@ -210,8 +220,9 @@ detach_reattach(SyncTable *st)
 	if (!st->attached_again)
 	{
 		/* switch capture on; committed before we look who is writing */
-		run_on_relid("DELETE FROM crate_sync.detached WHERE relid = $1", st->relid);
-		invalidate_tree(st->relid);
+		(void) run_on_mirror("DELETE FROM crate_sync.detached WHERE relid IN (SELECT relid"
+							 " FROM crate_sync.detached WHERE relid = $1 AND $2 > 0 FOR UPDATE SKIP LOCKED)", st);
+		detach_forget(st->relid);
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 		st->attached_again = true;

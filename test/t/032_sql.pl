@@ -418,5 +418,22 @@ CrateSync::on_targets($node, sub {
 	is($m->sql(q{SELECT follow FROM crate_sync.mirror WHERE relid = 'f'::regclass}), 'name', 'is remembered');
 });
 
+# --- who could call add_table still can after the update, and nobody else
+{
+	my $m = CrateSync::Mirror->new($node, 'sqlite', extension => 0);
+	$m->sql(q{CREATE ROLE may LOGIN; CREATE ROLE "may grant"; CREATE ROLE may_not; ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO may_not});
+	$m->sql(q{SET client_min_messages = error; CREATE EXTENSION crate_sync VERSION '1.0'});
+	$m->sql(q{GRANT USAGE ON SCHEMA crate_sync TO may; GRANT EXECUTE ON FUNCTION crate_sync.add_table TO may; GRANT EXECUTE ON FUNCTION crate_sync.add_table TO "may grant" WITH GRANT OPTION});
+	$m->sql('ALTER EXTENSION crate_sync UPDATE');
+	is($m->sql(q{SELECT string_agg(proname || ' ' || a.grantee::regrole || ' ' || a.is_grantable, ', ' ORDER BY 1, a.grantee) FROM pg_proc p, aclexplode(proacl) a
+		WHERE pronamespace = 'crate_sync'::regnamespace AND proname IN ('add_table', 'follow_name', 'keep_table') AND a.grantee <> proowner}),
+		'add_table may false, add_table "may grant" true', 'grants are as they were');
+	$m->sql("GRANT ALL ON SCHEMA $m->{schema} TO may");
+	is(join('', errors_of($m, 'may', q{CREATE TABLE t (id int PRIMARY KEY); SELECT crate_sync.add_table('t')})), '', 'and can be used');
+	$m->equal('t', 'mirrored');
+	$m->sql('ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM may_not');
+	$m->finish;
+}
+
 $node->stop;
 done_testing();

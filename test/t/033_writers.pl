@@ -3,6 +3,7 @@
 use strict;
 use warnings;
 use CrateSync;
+use CrateSync::Faults;
 use Test::More;
 
 my $node = CrateSync::server('writers', conf => "crate_sync.max_retry_interval = 300ms\ncrate_sync.interval = 100ms\n");
@@ -88,6 +89,40 @@ CrateSync::on_targets($node, sub {
 	$m->equal('p', 'rows that both have seen');
 	is($m->target_value('SELECT sum(v) FROM {p}'), 20, '... have arrived');
 }, only => 'sqlite', why => 'it is about the queue');
+
+# --- a table that stopped queueing, as the queue was full, is removed and added again
+CrateSync::Faults::on_freezable($node, sub {
+	my ($m) = @_;
+	my $set = sub { $node->safe_psql('postgres', "ALTER SYSTEM $_[0]"); $node->reload };
+	$m->sql(q{CREATE TABLE big (id text PRIMARY KEY, v text); INSERT INTO big SELECT repeat(md5(i::text), 3), 'v' FROM generate_series(1, 12000) i});
+	$m->add('big');
+	$m->equal('big', 'load');
+	$set->(q{SET crate_sync.max_queue_size = '1MB'});
+	$set->(q{SET crate_sync.queue_full_action = 'detach_and_resync'});
+	CrateSync::Faults::freeze($m);
+	$m->sql(q{UPDATE big SET v = 'full'});
+	ok($m->poll('SELECT count(*) = 1 FROM crate_sync.detached'), 'it stops queueing');
+	# in a session that has learnt so
+	my $session = $m->background(<<'EOQ');
+UPDATE big SET v = 'not queued' WHERE id < '1';
+BEGIN;
+SELECT crate_sync.remove_table('big');
+SELECT crate_sync.add_table('big');
+UPDATE big SET v = 'as it is added' WHERE id < '2';
+COMMIT;
+UPDATE big SET v = 'after' WHERE id < '1';
+EOQ
+	is($session->done =~ s/^.*(?:WARNING|DETAIL|HINT).*\n//gmr, '', 'removed and added');
+	is($m->sql('SELECT count(*) FROM crate_sync.detached'), 0, 'it queues again');
+	cmp_ok($m->sql('SELECT count(*) FROM (TABLE crate_sync.queue_0 UNION ALL TABLE crate_sync.queue_1 UNION ALL TABLE crate_sync.queue_2 UNION ALL TABLE crate_sync.queue_hold) q'), '>', 0, '... as can be seen');
+	$set->('RESET crate_sync.max_queue_size');
+	$set->('RESET crate_sync.queue_full_action');
+	CrateSync::Faults::thaw($m);
+	$m->equal('big', 'the target is back');
+	$m->sql(q{UPDATE big SET v = 'later'; DELETE FROM big WHERE id < '1'});
+	$m->equal('big', 'and later');
+	is($m->target_value(q{SELECT count(*) FROM {big} WHERE v <> 'later'}), 0, 'all has arrived');
+});
 
 $node->stop;
 done_testing();
