@@ -13,8 +13,14 @@
  * nobody but the worker reads a generation.
  *
  * There is no index and no order: a chunk is found by where it was seen, and
- * recognised by its id.  Whatever was committed after a scan passed its page
- * is found by the next scan from the start.
+ * recognised by its id.  Tables are read in rounds, from start to end, each over
+ * as many visits as it takes.  A round does not pass a chunk that was left; what
+ * was committed behind its back (by a transaction that wrote it long before, or
+ * was prepared) is found by the next round.
+ *
+ * In the hold table each relation has a round of its own, which passes others'
+ * chunks: those of a paused one cost nobody anything.  A relation that was not
+ * met in a whole round has nothing there, and it is not read for it again.
  *
  * Chunks are written and removed by the heap's own functions, not by SQL:
  * neither grants nor search_path, triggers, read-only transactions or
@@ -189,14 +195,17 @@ queue_open_for_write(void)
 	}
 }
 
-static void
+static BlockNumber
 insert_tuple(Relation queue, Datum *values)
 {
 	bool		nulls[Q_NATTS] = {0};
 	HeapTuple	tup = heap_form_tuple(RelationGetDescr(queue), values, nulls);
+	BlockNumber block;
 
 	heap_insert(queue, tup, GetCurrentCommandId(true), HEAP_INSERT_NO_LOGICAL, NULL);
+	block = ItemPointerGetBlockNumber(&tup->t_self);
 	heap_freetuple(tup);
+	return block;
 }
 
 void
@@ -239,17 +248,70 @@ queue_insert(Relation queue, Oid relid, int32 seq, int32 layout, int n,
  * The worker
  * ------------------------------------------------------------------- */
 
+/* pages without anything to take, after which a visit leaves a table */
+#define LOOK_PAGES 256
+
+/*
+ * ms until the next of them, and in multiples of what they cost, once a round
+ * went through the table: pages that others keep from being freed, or that are full
+ * of chunks nobody takes now, cost little.
+ */
+#define LOOK_PAUSE 20
+#define LOOK_PAUSE_FACTOR 10
+
+/* pages at a generation's end where writers fill it */
+#define NEWEST_PAGES 64
+
 /* chunks in the worker's hands */
 typedef struct TakenChunk
 {
 	ChunkId		id;				/* hash key */
-	bool		deleted;		/* in the transaction under way */
+	int			table;
 } TakenChunk;
 
+/* a table's round */
+typedef struct Round
+{
+	BlockNumber next;			/* where it goes on: nothing was left before */
+	BlockNumber seen_to;		/* where this visit left off */
+	bool		complete;		/* the last one came to the end, leaving nothing */
+	int			in_hand;		/* chunks of the table that are taken */
+	bool		known;			/* some round came to the end */
+	TimestampTz pause_until;	/* when it goes on, if nothing was left; else 0 */
+} Round;
+
+/* a relation of which the hold table may have chunks */
+typedef struct HeldRelation
+{
+	Oid			relid;			/* hash key; InvalidOid: whoever is not known yet */
+	BlockNumber next;			/* where its round goes on */
+	bool		met;			/* in this round */
+	bool		wanted;			/* in this visit */
+	BlockNumber left;			/* in this visit: the first block with a chunk left */
+} HeldRelation;
+
 static HTAB *taken = NULL;
-static BlockNumber cursor[QUEUE_TABLES];	/* where reading goes on */
+static HTAB *held_relations = NULL;
+static Round rounds[QUEUE_TABLES];	/* the hold table's goes on elsewhere, see HeldRelation */
 static List *deleted_in_xact = NIL; /* of TakenChunk * */
 static MemoryContext queue_cxt = NULL;
+
+/* chunks may be there, from that block on */
+static HeldRelation *
+note_held(Oid relid, BlockNumber block)
+{
+	bool		found;
+	HeldRelation *held = hash_search(held_relations, &relid, HASH_ENTER, &found);
+
+	if (!found)
+	{
+		held->next = block;
+		held->wanted = false;
+	}
+	held->next = Min(held->next, block);
+	held->met = true;
+	return held;
+}
 
 void
 queue_worker_init(void)
@@ -264,7 +326,12 @@ queue_worker_init(void)
 	ctl.hcxt = queue_cxt;
 	taken = hash_create("crate_sync chunks in hand", 1024, &ctl,
 						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	memset(cursor, 0, sizeof(cursor));
+	ctl.keysize = sizeof(Oid);
+	ctl.entrysize = sizeof(HeldRelation);
+	held_relations = hash_create("crate_sync held relations", 64, &ctl,
+								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	note_held(InvalidOid, 0)->met = false;	/* one round finds out */
+	memset(rounds, 0, sizeof(rounds));
 }
 
 /* opens a queue table for the worker; NULL if it is not there or not to be had */
@@ -299,42 +366,46 @@ chunk_from_slot(TupleTableSlot *slot, int table, QueueChunk *chunk)
 	chunk->queued_at = DatumGetTimestampTz(slot->tts_values[Q_QUEUED_AT]);
 }
 
-/* reads one table from its cursor; returns false if the callback stopped it */
-static bool
-queue_read_table(int table, Snapshot snapshot, QueueRelFilter hold_filter,
-				 QueueChunkCallback callback, void *arg)
+/* a visit */
+typedef struct Look
 {
-	Relation	rel = queue_open(table, AccessShareLock, false);
-	BlockNumber nblocks;
-	TableScanDesc scan;
-	TupleTableSlot *slot;
-	bool		going = true;
+	Snapshot	snapshot;
+	QueueReadCallback callback;
+	void	   *arg;
+	int			taken;
+	BlockNumber left;			/* the first block of the generation where one was left */
+	bool		stopped;
+} Look;
 
-	if (rel == NULL)
-		return true;
-	nblocks = RelationGetNumberOfBlocks(rel);
-	if (cursor[table] >= nblocks)
-		cursor[table] = 0;
-	if (nblocks == 0)
-	{
-		relation_close(rel, AccessShareLock);
-		return true;
-	}
+static void
+look_at_blocks(Look *look, Relation rel, int table, BlockNumber from, BlockNumber to)
+{
+	TableScanDesc scan = table_beginscan_strat(rel, look->snapshot, 0, NULL, true, false);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
 
-	scan = table_beginscan_strat(rel, snapshot, 0, NULL, true, false);
-	heap_setscanlimits(scan, cursor[table], nblocks - cursor[table]);
-	slot = table_slot_create(rel, NULL);
-	while (going && table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	heap_setscanlimits(scan, from, to - from);
+	while (!look->stopped && table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
 		QueueChunk	chunk;
+		BlockNumber block;
+		HeldRelation *held = NULL;
 		bytea	   *keys;
 		TakenChunk *entry;
-		bool		found;
+		QueueAnswer answer;
 
 		chunk_from_slot(slot, table, &chunk);
-		cursor[table] = ItemPointerGetBlockNumber(&chunk.tid);
-		if (table == QUEUE_HOLD && !hold_filter(chunk.relid, arg))
-			continue;
+		block = ItemPointerGetBlockNumber(&chunk.tid);
+		if (table == QUEUE_HOLD)
+		{
+			bool		found;
+
+			held = hash_search(held_relations, &chunk.relid, HASH_FIND, &found);
+			if (!found)
+				held = note_held(chunk.relid, block);
+			held->met = true;
+			if (!held->wanted || block < held->next)
+				continue;
+		}
 		if (hash_search(taken, &chunk.id, HASH_FIND, NULL) != NULL)
 			continue;
 
@@ -342,38 +413,194 @@ queue_read_table(int table, Snapshot snapshot, QueueRelFilter hold_filter,
 		keys = DatumGetByteaPP(slot->tts_values[Q_KEYS]);
 		chunk.len = VARSIZE_ANY_EXHDR(keys);
 		chunk.keys = VARDATA_ANY(keys);
-		if (!callback(&chunk, arg))
+		answer = look->callback(&chunk, look->arg);
+		if (answer == QUEUE_TAKEN)
 		{
-			going = false;
-			break;
+			entry = hash_search(taken, &chunk.id, HASH_ENTER, NULL);
+			entry->table = table;
+			rounds[table].in_hand++;
+			look->taken++;
+			continue;
 		}
-		entry = hash_search(taken, &chunk.id, HASH_ENTER, &found);
-		entry->deleted = false;
+		if (!BlockNumberIsValid(look->left))
+			look->left = block;
+		if (held != NULL && !BlockNumberIsValid(held->left))
+			held->left = block;
+		look->stopped = answer == QUEUE_STOP;
 	}
-	if (going)
-		cursor[table] = 0;		/* the end: from the start next time */
 	ExecDropSingleTupleTableSlot(slot);
 	table_endscan(scan);
+}
+
+/* looks from there on, as long as there is something to take; returns how far it came */
+static BlockNumber
+look_from(Look *look, Relation rel, int table, BlockNumber from, BlockNumber nblocks)
+{
+	TimestampTz start = 0;
+	int			before;
+
+	look->left = InvalidBlockNumber;
+	do
+	{
+		BlockNumber to = nblocks - from > LOOK_PAGES ? from + LOOK_PAGES : nblocks;
+
+		if (from >= nblocks)
+			break;
+		before = look->taken;
+		start = GetCurrentTimestamp();
+		look_at_blocks(look, rel, table, from, to);
+		if (look->stopped)
+			return look->left;
+		from = to;
+	} while (look->taken > before);
+
+	if (from < nblocks && !BlockNumberIsValid(look->left))
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		rounds[table].pause_until = now;
+		if (rounds[table].known)
+			rounds[table].pause_until = TimestampTzPlusMilliseconds(now, LOOK_PAUSE) +
+				LOOK_PAUSE_FACTOR * Max(0, now - start);
+	}
+	return from;
+}
+
+static void
+read_generation(Look *look, int table)
+{
+	Round	   *round = &rounds[table];
+	Relation	rel;
+	BlockNumber nblocks;
+
+	round->seen_to = round->next;
+	if (round->pause_until > GetCurrentTimestamp())
+		return;
+	round->pause_until = 0;
+	rel = queue_open(table, AccessShareLock, false);
+	if (rel == NULL)
+		return;
+	nblocks = RelationGetNumberOfBlocks(rel);
+	if (round->next > nblocks)
+		round->next = 0;		/* emptied, but not by us */
+	round->seen_to = look_from(look, rel, table, round->next, nblocks);
+	round->next = BlockNumberIsValid(look->left) ? look->left : round->seen_to;
+	round->complete = round->next == nblocks;
+	if (round->complete)
+	{
+		round->next = 0;
+		round->known = true;
+	}
 	relation_close(rel, AccessShareLock);
-	return going;
+}
+
+static void
+read_held(Look *look, QueueRelFilter filter)
+{
+	HASH_SEQ_STATUS seq;
+	HeldRelation *held;
+	Relation	rel;
+	BlockNumber nblocks;
+	BlockNumber from = InvalidBlockNumber;
+
+	hash_seq_init(&seq, held_relations);
+	while ((held = hash_seq_search(&seq)) != NULL)
+	{
+		held->wanted = !OidIsValid(held->relid) || filter(held->relid, look->arg);
+		held->left = InvalidBlockNumber;
+		/* whoever is behind the others catches up with them */
+		if (held->wanted)
+			from = Min(from, held->next);
+	}
+	if (BlockNumberIsValid(from) && rounds[QUEUE_HOLD].pause_until > GetCurrentTimestamp())
+		return;
+	rounds[QUEUE_HOLD].pause_until = 0;
+	if (!BlockNumberIsValid(from))
+		return;
+	rel = queue_open(QUEUE_HOLD, AccessShareLock, false);
+	if (rel == NULL)
+		return;
+	nblocks = RelationGetNumberOfBlocks(rel);
+	from = look_from(look, rel, QUEUE_HOLD, Min(from, nblocks), nblocks);
+	relation_close(rel, AccessShareLock);
+
+	hash_seq_init(&seq, held_relations);
+	while ((held = hash_seq_search(&seq)) != NULL)
+	{
+		if (!held->wanted || (held->next > from && from < nblocks))
+			continue;
+		if (BlockNumberIsValid(held->left))
+			held->next = held->left;
+		else if (from < nblocks)
+			held->next = from;
+		else if (!held->met)
+		{
+			if (!OidIsValid(held->relid))
+				rounds[QUEUE_HOLD].known = true;
+			hash_search(held_relations, &held->relid, HASH_REMOVE, NULL);
+		}
+		else
+		{
+			held->next = 0;		/* another round */
+			held->met = false;
+		}
+	}
+}
+
+TimestampTz
+queue_read(Snapshot snapshot, QueueRelFilter hold_filter,
+		   QueueReadCallback callback, void *arg)
+{
+	Look		look = {.snapshot = snapshot,.callback = callback,.arg = arg};
+	int			current = current_generation();
+	TimestampTz next = DT_NOEND;
+
+	for (int i = 0; i < QUEUE_GENERATIONS; i++)
+		rounds[i].seen_to = 0;
+	/* oldest first: the held, then those the writers have left */
+	read_held(&look, hold_filter);
+	for (int i = 1; i <= QUEUE_GENERATIONS && !look.stopped; i++)
+		read_generation(&look, (current + i) % QUEUE_GENERATIONS);
+	if (look.stopped)
+		return 0;
+	for (int i = 0; i < QUEUE_TABLES; i++)
+	{
+		if (rounds[i].pause_until != 0)
+			next = Min(next, rounds[i].pause_until);
+	}
+	return next;
+}
+
+/*
+ * Of a large backlog, or one whose emptied pages somebody's open transaction
+ * keeps from being freed, a visit sees but a part: what was queued just now is not
+ * made to wait for the rest.
+ */
+void
+queue_read_newest(Snapshot snapshot, QueueReadCallback callback, void *arg)
+{
+	Look		look = {.snapshot = snapshot,.callback = callback,.arg = arg};
+
+	for (int i = 0; i < QUEUE_GENERATIONS && !look.stopped; i++)
+	{
+		Relation	rel = queue_open(i, AccessShareLock, false);
+		BlockNumber nblocks;
+		BlockNumber from;
+
+		if (rel == NULL)
+			continue;
+		nblocks = RelationGetNumberOfBlocks(rel);
+		from = Max(rounds[i].seen_to, nblocks > NEWEST_PAGES ? nblocks - NEWEST_PAGES : 0);
+		if (from < nblocks)
+			look_at_blocks(&look, rel, i, from, nblocks);
+		relation_close(rel, AccessShareLock);
+	}
 }
 
 bool
-queue_read(Snapshot snapshot, QueueRelFilter hold_filter,
-		   QueueChunkCallback callback, void *arg)
+queue_may_hold(Oid relid)
 {
-	int			current = current_generation();
-
-	/* oldest first: the held, then those the writers have left */
-	if (!queue_read_table(QUEUE_HOLD, snapshot, hold_filter, callback, arg))
-		return false;
-	for (int i = 1; i <= QUEUE_GENERATIONS; i++)
-	{
-		if (!queue_read_table((current + i) % QUEUE_GENERATIONS, snapshot,
-							  hold_filter, callback, arg))
-			return false;
-	}
-	return true;
+	return hash_search(held_relations, &relid, HASH_FIND, NULL) != NULL;
 }
 
 /*
@@ -416,10 +643,23 @@ queue_delete(const QueueChunk *chunk)
 	{
 		MemoryContext oldcxt = MemoryContextSwitchTo(queue_cxt);
 
-		entry->deleted = true;
 		deleted_in_xact = lappend(deleted_in_xact, entry);
 		MemoryContextSwitchTo(oldcxt);
 	}
+}
+
+/* true if it was in our hands */
+static bool
+let_go(const QueueChunk *chunk)
+{
+	TakenChunk *entry = hash_search(taken, &chunk->id, HASH_FIND, NULL);
+
+	if (entry == NULL)
+		return false;
+	rounds[entry->table].in_hand--;
+	Assert(rounds[entry->table].in_hand >= 0);
+	hash_search(taken, &chunk->id, HASH_REMOVE, NULL);
+	return true;
 }
 
 void
@@ -439,21 +679,33 @@ queue_hold(const QueueChunk *chunk)
 	{
 		TupleTableSlot *slot = table_slot_create(rel, NULL);
 
+		/* noted though this may be rolled back: a round more, for nothing */
 		if (delete_stored(rel, chunk, slot))
-			insert_tuple(hold, slot->tts_values);
+			note_held(chunk->relid, insert_tuple(hold, slot->tts_values));
 		ExecDropSingleTupleTableSlot(slot);
 	}
 	if (rel != NULL)
 		relation_close(rel, NoLock);
 	if (hold != NULL)
 		relation_close(hold, NoLock);
-	queue_release(chunk);
+	let_go(chunk);
 }
 
 void
 queue_release(const QueueChunk *chunk)
 {
-	hash_search(taken, &chunk->id, HASH_REMOVE, NULL);
+	BlockNumber block = ItemPointerGetBlockNumber(&chunk->tid);
+
+	if (!let_go(chunk))
+		return;
+	if (chunk->table == QUEUE_HOLD)
+		note_held(chunk->relid, block);
+	else
+	{
+		rounds[chunk->table].next = Min(rounds[chunk->table].next, block);
+		rounds[chunk->table].complete = false;
+		rounds[chunk->table].known = false;
+	}
 }
 
 void
@@ -466,9 +718,11 @@ queue_end_xact(bool committed)
 		TakenChunk *entry = lfirst(lc);
 
 		if (committed)
+		{
+			rounds[entry->table].in_hand--;
+			Assert(rounds[entry->table].in_hand >= 0);
 			hash_search(taken, &entry->id, HASH_REMOVE, NULL);
-		else
-			entry->deleted = false;
+		}
 	}
 	list_free(deleted_in_xact);
 	deleted_in_xact = NIL;
@@ -521,7 +775,7 @@ queue_delete_relation(Oid relid)
 	for (int i = 0; i < QUEUE_TABLES; i++)
 	{
 		walk_stored(i, GetActiveSnapshot(), RowExclusiveLock, delete_of_relation, &relid);
-		cursor[i] = 0;			/* perhaps nothing is left */
+		rounds[i].next = 0;		/* perhaps nothing is left */
 	}
 }
 
@@ -656,10 +910,14 @@ queue_empty(int table)
 		PushActiveSnapshot(GetLatestSnapshot());
 		occupied = walk_stored(table, GetActiveSnapshot(), AccessExclusiveLock, any_chunk, NULL);
 		PopActiveSnapshot();
+		/* if it is, some chunk was not seen yet: it is looked for from the start */
+		rounds[table].next = 0;
+		rounds[table].complete = !occupied;
+		rounds[table].known = false;
 		if (!occupied)
 		{
+			Assert(rounds[table].in_hand == 0);
 			heap_truncate_one_rel(rel);
-			cursor[table] = 0;
 		}
 		relation_close(rel, NoLock);
 	}
@@ -685,15 +943,11 @@ queue_rotate(void)
 {
 	BlockNumber blocks[QUEUE_GENERATIONS];
 	int			current;
-	bool		at_start[QUEUE_GENERATIONS];
 
 	StartTransactionCommand();
 	current = current_generation();
 	for (int i = 0; i < QUEUE_GENERATIONS; i++)
-	{
 		blocks[i] = queue_blocks(i);
-		at_start[i] = cursor[i] == 0;
-	}
 
 	if (blocks[current] > QUEUE_ROTATE_PAGES)
 	{
@@ -714,10 +968,11 @@ queue_rotate(void)
 	}
 	CommitTransactionCommand();
 
-	/* only where reading has come to the end can nothing be left */
+	/* only where a round left nothing, and all that it took is gone, can nothing be left */
 	for (int i = 0; i < QUEUE_GENERATIONS; i++)
 	{
-		if (blocks[i] > (i == current ? QUEUE_ROTATE_PAGES : 0) && at_start[i])
+		if (blocks[i] > (i == current ? QUEUE_ROTATE_PAGES : 0) &&
+			rounds[i].complete && rounds[i].in_hand == 0)
 			queue_empty(i);
 	}
 }

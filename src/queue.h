@@ -54,24 +54,39 @@ extern void queue_insert(Relation queue, Oid relid, int32 seq, int32 layout, int
 
 /* ---- the worker; each call in a transaction of its caller ---- */
 
-/*
- * Called for each chunk that is visible and not in the worker's hands; it
- * returns false to stop there, the chunk not taken.
- */
+/* shown a chunk; returns false to stop there */
 typedef bool (*QueueChunkCallback) (QueueChunk *chunk, void *arg);
 
-/* false if the relation's chunks shall not be looked at (hold table only) */
+/* shown a chunk that is not in the worker's hands */
+typedef enum QueueAnswer
+{
+	QUEUE_TAKEN,				/* it is the caller's, until queue_delete,
+								 * queue_hold or queue_release */
+	QUEUE_LATER,				/* not now: the next visit begins there */
+	QUEUE_STOP					/* nor anything else */
+} QueueAnswer;
+
+typedef QueueAnswer (*QueueReadCallback) (QueueChunk *chunk, void *arg);
+
+/* would it take a relation's chunks that were held? */
 typedef bool (*QueueRelFilter) (Oid relid, void *arg);
 
 extern void queue_worker_init(void);
 
 /*
- * Goes on where the last call stopped.  Chunks handed to the callback and
- * accepted are the caller's until queue_delete or queue_release.  Returns
- * true if the end was reached.
+ * A visit: shows chunks from where the last one left off.  A table of the
+ * queue is left for this time after some pages of which nothing was taken.
+ * Returns when another visit is due to look at the rest, DT_NOEND: none is;
+ * what was answered QUEUE_LATER is the caller's to come back for.
  */
-extern bool queue_read(Snapshot snapshot, QueueRelFilter hold_filter,
-					   QueueChunkCallback callback, void *arg);
+extern TimestampTz queue_read(Snapshot snapshot, QueueRelFilter hold_filter,
+					   QueueReadCallback callback, void *arg);
+
+/* then: the end of each generation, where what came last is, if that was not reached */
+extern void queue_read_newest(Snapshot snapshot, QueueReadCallback callback, void *arg);
+
+/* may chunks of the relation be held? */
+extern bool queue_may_hold(Oid relid);
 
 /* removes a chunk that was handed out; at commit it is forgotten */
 extern void queue_delete(const QueueChunk *chunk);
@@ -79,7 +94,7 @@ extern void queue_delete(const QueueChunk *chunk);
 /* moves a chunk to the hold table */
 extern void queue_hold(const QueueChunk *chunk);
 
-/* lets go of a chunk: a later read hands it out again */
+/* lets go of a chunk: a later visit shows it again */
 extern void queue_release(const QueueChunk *chunk);
 
 /* to be called after the transaction of queue_delete and queue_hold ended */

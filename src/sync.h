@@ -142,6 +142,14 @@ typedef enum LoadPhase
 	LOAD_VERIFY
 } LoadPhase;
 
+/* what a visit to the queue does with a table's chunks */
+typedef enum FeedWay
+{
+	FEED_TAKE,
+	FEED_LATER,					/* it has no room, but soon */
+	FEED_HOLD					/* out of the others' way */
+} FeedWay;
+
 struct SyncTable
 {
 	dlist_node	node;
@@ -238,7 +246,9 @@ struct SyncTable
 
 	TimestampTz read_retry_at;	/* the relation is locked: later; 0: it is not */
 	int			read_timeouts;	/* in a row, without a row read */
-	bool		unread;			/* keys of an earlier visit to the queue wait */
+	FeedWay		way;			/* in the last visit to the queue */
+	bool		awaits_room;	/* it had to leave some there */
+	TimestampTz full_since;		/* likewise, ever since then; 0: not */
 
 	/* trouble */
 	bool		target_ready;	/* the target table was seen to fit */
@@ -367,7 +377,8 @@ extern int	keyset_find_number(KeySet *ks, Datum value);
 extern int	keyset_find(const KeySet *ks, uint64 hash, const char *cells, int len);
 
 /* ---- feed.c ---- */
-extern bool feed_queue(void);
+extern bool feed_queue(TimestampTz *next);
+extern bool feed_awaited(void);	/* it should be looked at again */
 extern bool feed_rows(SyncTable *st);
 extern void feed_hold(const QueueChunk *chunk); /* to the hold table, at the next state_ack */
 extern List *feed_held(void);

@@ -921,10 +921,11 @@ take_turn(void)
 	if (live_db != NULL)
 		woken = pg_atomic_exchange_u32(&live_db->wake, 0) != 0;
 	turn.more |= woken;
-	if (worker_target_ok && (turn.more || now >= turn.next_feed) && room_to_feed())
+	if (worker_target_ok && room_to_feed() &&
+		(turn.more || now >= turn.next_feed || feed_awaited()))
 	{
-		turn.more = feed_queue();
 		turn.next_feed = TimestampTzPlusMilliseconds(now, cs_interval);
+		turn.more = feed_queue(&turn.next_feed);
 	}
 
 	dlist_foreach(it, &sync_tables)
