@@ -117,6 +117,31 @@ set_target_name(SyncTable *st)
 	st->target_ready = false;
 }
 
+/*
+ * A rebuild that begins, or begins anew, does so in a new table: what an
+ * earlier one has put there nobody would take out again.  False: not now.
+ */
+static bool
+make_room_for_rebuild(SyncTable *st)
+{
+	TargetResult res;
+
+	if (!load_is_rebuild(st) || st->rebuild_begun || st->load_rel != InvalidOid)
+		return true;
+	memset(&res, 0, sizeof(res));
+	the_target->ops->drop_table(the_target, st->def->target.schema,
+								psprintf("%s" REBUILD_SUFFIX, st->spec.target_table), &res);
+	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
+		target_trouble(res.outcome, res.code, res.message);
+	else if (res.outcome != TARGET_OK)
+		table_trouble(st, res.code, res.message, NULL);
+	if (res.outcome != TARGET_OK)
+		return false;
+	st->rebuild_begun = true;
+	st->target_ready = false;
+	return true;
+}
+
 /* is the table ours to write? */
 static bool
 claim_for(SyncTable *st)
@@ -289,6 +314,8 @@ prepare_table(SyncTable *st)
 	}
 	set_target_name(st);
 	strlcpy(st->def->target.token, claim_token(), sizeof(st->def->target.token));
+	if (!make_room_for_rebuild(st))
+		return false;
 
 	if (!st->target_ready)
 	{
@@ -369,18 +396,22 @@ prepare_table(SyncTable *st)
 			;					/* the user has seen to it that both are equal */
 		else if (strcmp(mode, "rebuild") == 0)
 		{
-			memset(&res, 0, sizeof(res));
-			the_target->ops->drop_table(the_target, st->def->target.schema,
-										psprintf("%s" REBUILD_SUFFIX, st->spec.target_table), &res);
 			load_begin(st, "rebuild");
-			set_target_name(st);
 			return prepare_table(st);
 		}
-		else if (strcmp(mode, "upsert") == 0 &&
-				 (again || altered || (!st->loaded_once && st->load_mode != NULL)))
-			load_begin(st, "full"); /* more than that is due */
 		else
-			load_begin(st, created && strcmp(mode, "full") == 0 ? "initial" : mode);
+		{
+			/* more than that may be due */
+			if (strcmp(mode, "upsert") == 0 &&
+				(again || altered || (!st->loaded_once && st->load_mode != NULL)))
+				mode = "full";
+			if (created && strcmp(mode, "full") == 0)
+				mode = "initial";
+			if (created || altered || again)
+				load_need(st, mode, "the target table was not as it was left");
+			else
+				load_begin(st, mode);
+		}
 	}
 	else if (created && (st->phase == LOAD_NONE || st->phase == LOAD_VERIFY) && st->load_mode == NULL)
 	{

@@ -956,15 +956,15 @@ resolve_table(SyncTable *st)
 		st->mend_attempts = 0;
 }
 
-/* does another table, which is not mirrored itself, have the name it was added by? */
-static bool
-name_is_taken(const MirrorSpec *spec)
+/* the table that has the name now by which this one was added, if it is another, and not mirrored itself */
+static Oid
+name_holder(const MirrorSpec *spec)
 {
 	Oid			nsp;
 	Oid			relid = InvalidOid;
 
 	if (spec->source_name == NULL)
-		return false;
+		return InvalidOid;
 	StartTransactionCommand();
 	nsp = get_namespace_oid(spec->source_schema, true);
 	if (OidIsValid(nsp))
@@ -973,7 +973,78 @@ name_is_taken(const MirrorSpec *spec)
 		get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
 		relid = InvalidOid;
 	CommitTransactionCommand();
-	return OidIsValid(relid) && relid != spec->relid && state_find(relid) == NULL;
+	return relid == spec->relid || state_find(relid) != NULL ? InvalidOid : relid;
+}
+
+/*
+ * Who asked to follow the name gets it: the mirror is handed over to the table
+ * that has it now, if it is of the same owner; another could have made it to
+ * have his rows pushed there.
+ */
+static void
+follow_name(SyncTable *st, const MirrorSpec *spec)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	ErrorData  *volatile error = NULL;
+	Oid			relid;
+
+	if (GetCurrentTimestamp() < st->follow_at)
+		return;
+	st->follow_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
+	relid = name_holder(spec);
+	if (!OidIsValid(relid))
+		return;
+	StartTransactionCommand();
+	PG_TRY();
+	{
+		MirrorSpec	copy = *spec;
+		HeapTuple	tup;
+		Oid			owner = InvalidOid;
+
+		PushActiveSnapshot(GetTransactionSnapshot());
+		tup = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+		if (HeapTupleIsValid(tup))
+		{
+			owner = ((Form_pg_class) GETSTRUCT(tup))->relowner;
+			ReleaseSysCache(tup);
+		}
+		if (owner != spec->source_owner)
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("the table that has the name %s.%s now is another owner's",
+							spec->source_schema, spec->source_name),
+					 errhint("SELECT crate_sync.follow_name(%s); by a superuser has it mirrored.",
+							 quote_literal_cstr(quote_qualified_identifier(spec->source_schema, spec->source_name)))));
+		if (attach_follow(&copy, relid, false))
+		{
+			PopActiveSnapshot();
+			CommitTransactionCommand();
+			ereport(LOG,
+					(errmsg("crate_sync: %s.%s is mirrored by its name: relation %u has it now",
+							spec->source_schema, spec->source_name, relid)));
+			state_changed();
+		}
+		else
+			AbortCurrentTransaction();	/* locked, or changed meanwhile: later */
+	}
+	PG_CATCH();
+	{
+		error = worker_catch(oldcxt);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcxt);
+	if (error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+		table_trouble(st, unpack_sql_state(error->sqlerrcode), error->message, error->hint);
+}
+
+/* has it another name than it was added by? */
+static bool
+is_renamed(const SyncTable *st, const MirrorSpec *spec)
+{
+	return st->gone ||
+		(st->def != NULL && spec->source_name != NULL &&
+		 (strcmp(st->def->relname, spec->source_name) != 0 ||
+		  strcmp(st->def->schemaname, spec->source_schema) != 0));
 }
 
 /*
@@ -1138,13 +1209,13 @@ state_reload(void)
 			resolve_table(st);
 			MemoryContextSwitchTo(cxt);
 		}
-		if (st->gone)
-		{
-			/* another has its name: that is for the user to settle, see the view status */
-			if (!st->spec.follow_name && !name_is_taken(spec))
-				(void) clean_up_gone(st);
-		}
-		if (st->stale || st->gone || st->mend_attempts > 0)
+		if (spec->follow_name && is_renamed(st, spec))
+			follow_name(st, spec);
+		/* where another has its name, that is for the user to settle: see the view status */
+		else if (st->gone && !OidIsValid(name_holder(spec)))
+			(void) clean_up_gone(st);
+		MemoryContextSwitchTo(cxt);
+		if (st->stale || st->mend_attempts > 0 || is_renamed(st, spec))
 		{
 			/* locked, or in trouble: look again */
 			catalog_stale = true;

@@ -166,6 +166,7 @@ struct SyncTable
 	char	   *shape;
 	bool		stale;			/* the relation's definition may have changed */
 	bool		gone;			/* the relation was dropped */
+	TimestampTz follow_at;		/* when whoever has its name is next looked for */
 	Oid		   *watched;		/* in cxt, ascending: what else is part of it, partitions and types */
 	int			nwatched;
 	bool		has_types;		/* users', or collations */
@@ -238,6 +239,7 @@ struct SyncTable
 	bool		loaded_once;	/* nothing was missed since; durable, as last_load_time */
 	bool		load_finished;	/* since the last time it was written down */
 	bool		swap_wanted;	/* a rebuilt table is to take the old one's place */
+	bool		rebuild_begun;	/* by this worker: the new table was made for it */
 	TimestampTz swap_retry_at;
 
 	/* detached: see detach.c */

@@ -197,6 +197,41 @@ CrateSync::on_targets($node, sub {
 	is(join('', map { $_->done } @w), '', 'none of them fails');
 	$m->equal('t', 'and after them');
 
+	# --- who follows the name: a swap, and DROP and RENAME
+	$m->sql(q{CREATE TABLE n (id int PRIMARY KEY, v text); INSERT INTO n SELECT i, 'first' FROM generate_series(1, 10) i;
+		CREATE TABLE n_new (LIKE n INCLUDING ALL); INSERT INTO n_new SELECT i, 'second' FROM generate_series(1, 5) i});
+	$m->sql("SELECT crate_sync.add_table('n', target => '$s.n', follow => 'name')");
+	ok($m->wait_sync, 'mirrored by its name');
+	$m->sql('BEGIN; ALTER TABLE n RENAME TO n_old; ALTER TABLE n_new RENAME TO n; COMMIT');
+	ok($m->poll(q{SELECT relid = 'n'::regclass FROM crate_sync.mirror WHERE source_name = 'n'}), 'the mirror goes to the table that has the name');
+	$m->sql(q{INSERT INTO n VALUES (100, 'second')});
+	ok($m->wait_sync, 'and its rows');
+	is(values_there($m, 'n'), 'second:6', 'are in the target, the former one\'s are not');
+	$m->sql(q{CREATE TABLE n_new (LIKE n INCLUDING ALL); INSERT INTO n_new VALUES (1, 'third'); BEGIN; DROP TABLE n; ALTER TABLE n_new RENAME TO n; COMMIT});
+	ok($m->poll(q{SELECT relid = 'n'::regclass FROM crate_sync.mirror WHERE source_name = 'n'}), 'after DROP and RENAME, too');
+	ok($m->wait_sync, 'in sync');
+	is(values_there($m, 'n'), 'third:1', 'with its rows');
+
+	# --- a rebuild that begins anew has nothing of what it had loaded before
+	$m->sql(q{CREATE TABLE b (id int, k int, v text, PRIMARY KEY (id, k)) PARTITION BY LIST (k);
+		CREATE TABLE b1 PARTITION OF b FOR VALUES IN (1); CREATE TABLE b2 PARTITION OF b FOR VALUES IN (2);
+		INSERT INTO b SELECT i, 1 + i % 2, 'v' FROM generate_series(1, 2000) i});
+	$m->add('b');
+	$m->equal('b', 'before a rebuild');
+	$let_go = hold($m, 'before swap');
+	$m->sql(q{SELECT crate_sync.resync('b', 'rebuild')});
+	held($m, 'before swap');
+	$m->sql('ALTER TABLE b DETACH PARTITION b1');
+	$let_go->();
+	$m->equal('b', 'a partition is detached before the swap');
+	$let_go = hold($m, 'before piece');
+	$m->sql(q{SELECT crate_sync.resync('b', 'rebuild')});
+	held($m, 'before piece');
+	$m->sql(q{INSERT INTO b SELECT i, 2, 'more' FROM generate_series(10001, 10100) i; ALTER TABLE b1 RENAME TO b1_gone;
+		CREATE TABLE b3 PARTITION OF b FOR VALUES IN (3); INSERT INTO b VALUES (1, 3, 'third')});
+	$let_go->();
+	$m->equal('b', 'a partition is made before its first piece is read');
+
 	# --- transactions of users that stay open
 	my $open = $m->background(q{BEGIN; SELECT crate_sync.start(); SELECT crate_sync.resync('e'); SELECT crate_sync.resync('d'); SELECT pg_sleep(600);});
 	$m->poll(q{SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND wait_event = 'PgSleep' AND datname = current_database()});
