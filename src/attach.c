@@ -1427,9 +1427,16 @@ crate_sync_resync(PG_FUNCTION_ARGS)
 		filter = mirror_check_filter(rel, text_to_cstring(PG_GETARG_TEXT_PP(2)), false, NULL);
 		relation_close(rel, AccessShareLock);
 	}
+	/* more than this upsert may have been asked for a moment ago, and not be begun yet */
 	PG_RETURN_INT32(update_mirrors(specs,
-								   "UPDATE crate_sync.mirror SET resync_no = resync_no + 1,"
-								   " resync_mode = $2, resync_filter = $3 WHERE mirror_id = $1",
+								   "UPDATE crate_sync.mirror m SET resync_no = resync_no + 1,"
+								   " resync_mode = CASE WHEN p.more THEN resync_mode ELSE $2 END,"
+								   " resync_filter = CASE WHEN NOT p.more THEN $3 END"
+								   " FROM (SELECT i.mirror_id, $2 = 'upsert' AND i.resync_mode <> 'none' AND i.resync_mode <> 'cancel'"
+								   " AND NOT EXISTS (SELECT FROM crate_sync.mirror_state s"
+								   " WHERE s.mirror_id = i.mirror_id AND s.resync_done >= i.resync_no) AS more"
+								   " FROM crate_sync.mirror i WHERE i.mirror_id = $1) AS p"
+								   " WHERE m.mirror_id = p.mirror_id",
 								   TEXTOID, CStringGetTextDatum(mode), filter));
 }
 

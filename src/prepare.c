@@ -385,10 +385,14 @@ prepare_table(SyncTable *st)
 	{
 		const char *mode = st->spec.resync_mode ? st->spec.resync_mode : "full";
 
+		bool		first = st->resync_done < 0;
+
 		st->resync_done = st->spec.resync_no;
 		st->urgent = true;
 		if (strcmp(mode, "cancel") == 0)
 		{
+			if (first && st->phase == LOAD_NONE)
+				load_begin(st, "initial");	/* what is cancelled */
 			load_cancel(st);
 			return true;		/* what was found is dealt with in the next turn */
 		}
@@ -401,10 +405,11 @@ prepare_table(SyncTable *st)
 		}
 		else
 		{
-			/* more than that may be due */
+			/* more than that may be due, or under way, and must not end by being asked for less */
 			if (strcmp(mode, "upsert") == 0 &&
-				(again || altered || (!st->loaded_once && st->load_mode != NULL)))
-				mode = "full";
+				(again || altered || (!st->loaded_once && st->load_mode != NULL) ||
+				 st->phase == LOAD_ROWS || st->phase == LOAD_SWEEP))
+				mode = load_is_rebuild(st) ? "rebuild" : "full";
 			if (created && strcmp(mode, "full") == 0)
 				mode = "initial";
 			if (created || altered || again)

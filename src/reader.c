@@ -687,19 +687,35 @@ end_time_limit(void)
 	QueryCancelPending = false; /* it may have gone off at the last moment */
 }
 
-/*
- * Holds the table as it is defined for us until the transaction's end, and
- * before its snapshot is taken: a rewrite in between would hide all rows.  An
- * error if somebody alters it, or has since we looked.
- */
 static void
-lock_definition(SyncTable *st)
+lock_for_read(Oid relid)
 {
-	if (!ConditionalLockRelationOid(st->relid, AccessShareLock))
+	if (!ConditionalLockRelationOid(relid, AccessShareLock))
 		ereport(ERROR,
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("relation %u is locked", st->relid)));
-	/* invalidations were taken in with the lock */
+				 errmsg("relation %u is locked", relid)));
+}
+
+/*
+ * Holds the table, and the leaf that is read or all of them, as they are
+ * defined for us until the transaction's end.  Before its snapshot is taken:
+ * for an older one a relation that was rewritten or truncated since is empty.
+ * An error if somebody alters it, or has since we looked.
+ */
+static void
+lock_definition(SyncTable *st, Oid leaf)
+{
+	ListCell   *lc;
+
+	lock_for_read(st->relid);
+	if (OidIsValid(leaf))
+		lock_for_read(leaf);
+	else
+	{
+		foreach(lc, st->feed_leaves)
+			lock_for_read(lfirst_oid(lc));
+	}
+	/* invalidations were taken in with the locks */
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(st->relid)))
 		st->stale = true;
 	if (st->stale)
@@ -709,13 +725,14 @@ lock_definition(SyncTable *st)
 }
 
 /*
- * Runs a read as the table's owner.  Returns NULL, or the error, palloc'd in
+ * Runs a read, of one leaf or (InvalidOid) of the whole table, as the table's
+ * owner.  Returns NULL, or the error, palloc'd in
  * the caller's context, the transaction then being over all the same.
  */
 typedef void (*ReadFunc) (SyncTable *st, RowReceiver *r, void *arg);
 
 static ErrorData *
-read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
+read_transaction(SyncTable *st, Oid leaf, RowReceiver *r, ReadFunc func, void *arg)
 {
 	MemoryContext oldcxt = CurrentMemoryContext;
 	ErrorData  *volatile error = NULL;
@@ -728,7 +745,7 @@ read_transaction(SyncTable *st, RowReceiver *r, ReadFunc func, void *arg)
 	{
 		Elevation	e;
 
-		lock_definition(st);
+		lock_definition(st, leaf);
 		PushActiveSnapshot(GetTransactionSnapshot());
 		/* what the snapshot saw was inserted into WAL before this */
 		seen = inserted_wal_end();
@@ -865,7 +882,7 @@ reader_feed_keys(SyncTable *st, Pass *pass)
 		ErrorData  *error;
 
 		r->exists_only = sweep;
-		error = read_transaction(st, r, read_keys, NULL);
+		error = read_transaction(st, InvalidOid, r, read_keys, NULL);
 		if (error == NULL && !r->stopped)
 		{
 			if (pass->read_limit > 0)
@@ -1044,7 +1061,7 @@ read_piece(SyncTable *st, RowReceiver *r, MemoryContext keys_cxt, int64 wanted,
 	range.keys_cxt = keys_cxt;
 	*narrowed = false;
 	r->has_tid = true;
-	error = read_transaction(st, r, read_range, &range);
+	error = read_transaction(st, st->feed_rel, r, read_range, &range);
 	*restarted = range.restarted;
 	if (error != NULL)
 		r->keys = NULL;
@@ -1059,7 +1076,7 @@ read_piece(SyncTable *st, RowReceiver *r, MemoryContext keys_cxt, int64 wanted,
 		}
 		range.keys_only = true;
 		r->n = 0;
-		error = read_transaction(st, r, read_range, &range);
+		error = read_transaction(st, st->feed_rel, r, read_range, &range);
 	}
 	if (error != NULL && read_locked_out(st, error))
 	{
@@ -1216,7 +1233,7 @@ reader_collect_keys(SyncTable *st, KeySet *ks, RowSet *rows, Size max_bytes,
 	r->max_bytes = max_bytes;
 	r->exists_only = rows == NULL;
 	keyset_ask(ks, INT_MAX);
-	error = read_transaction(st, r, read_keys_and_also, &collect);
+	error = read_transaction(st, InvalidOid, r, read_keys_and_also, &collect);
 	if (error == NULL)
 		return r->stopped ? READ_STOPPED : READ_OK;
 	if (error_is_the_rows(st, error))
