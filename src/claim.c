@@ -289,7 +289,7 @@ claim_request(TargetRequestKind kind, RowSet *rows, int lane, int64 epoch, Targe
 	req.rows = rows;
 	req.hi = rows->nrows;
 	/* a load keeps all connections at work, a table in trouble for long */
-	req.beside = true;
+	req.beside = cs_connections + 1;
 	while (!the_target->ops->submit(the_target, &req))
 	{
 		if (GetCurrentTimestamp() > deadline)

@@ -33,6 +33,11 @@
 /* ms after which a request is slow */
 #define SLOW_REQUEST 2000
 
+/* ms after which its connection counts for its own table only */
+#define KEPT_REQUEST 1000
+
+static int	kept = 0;			/* connections of such requests */
+
 static uint64 current_read = 0;
 static uint64 last_read = 0;
 
@@ -49,6 +54,7 @@ lanes_setup(SyncTable *st)
 	if (st->lanes != NULL)
 		pfree(st->lanes);
 	st->nlanes = cs_connections;
+	st->next_lane = 0;
 	st->lanes = MemoryContextAllocZero(st->cxt, sizeof(Lane) * st->nlanes);
 	for (int i = 0; i < st->nlanes; i++)
 	{
@@ -473,6 +479,39 @@ lane_batch_done(Lane *lane)
 	batch_free(st, batch);
 }
 
+/* before tables have their turn to send */
+void
+lanes_begin_turn(void)
+{
+	TimestampTz since = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), -KEPT_REQUEST);
+	dlist_iter	it;
+
+	kept = 0;
+	dlist_foreach(it, &sync_tables)
+	{
+		const SyncTable *st = dlist_container(SyncTable, node, it.cur);
+
+		for (int i = 0; i < st->nlanes; i++)
+			kept += st->lanes[i].busy && st->lanes[i].sent_at < since;
+	}
+}
+
+/*
+ * One table's requests take long: that is nobody else's trouble.  Who has none
+ * under way need not wait for the connections that they keep; so there may be
+ * up to twice as many as are set.
+ */
+static int
+connections_beside(const SyncTable *st)
+{
+	for (int i = 0; i < st->nlanes; i++)
+	{
+		if (st->lanes[i].busy)
+			return 0;
+	}
+	return Min(kept, cs_connections);
+}
+
 /*
  * Sends what can be sent.  input_idle: nothing more is at hand to fill open
  * batches with, so they go as they are.  Returns true if anything was sent.
@@ -482,10 +521,12 @@ lanes_dispatch(SyncTable *st, bool input_idle)
 {
 	bool		sent = false;
 	TimestampTz now = GetCurrentTimestamp();
+	int			first = st->next_lane;
 
+	/* where connections are few, lanes take turns in getting one */
 	for (int i = 0; i < st->nlanes; i++)
 	{
-		Lane	   *lane = &st->lanes[i];
+		Lane	   *lane = &st->lanes[(first + i) % st->nlanes];
 		BatchSegment *seg;
 		Batch	   *batch;
 
@@ -539,12 +580,14 @@ lanes_dispatch(SyncTable *st, bool input_idle)
 		lane->req.hi = seg->hi;
 		lane->req.explain = seg->explain;
 		lane->req.arg = lane;
+		lane->req.beside = connections_beside(st);
 		cs_point("before send");
 		if (!the_target->ops->submit(the_target, &lane->req))
 			return sent;		/* no connection is free */
 		lane->busy = true;
 		lane->sent_at = now;
 		st->n_submitted++;
+		st->next_lane = (lane->no + 1) % st->nlanes;
 		sent = true;
 	}
 	return sent;

@@ -614,7 +614,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 
 	if (r->rows != NULL ?
 		r->rows->nrows >= r->max_rows || rowset_bytes(r->rows) >= r->max_bytes :
-		r->pass != NULL && worker_held_bytes > (Size) cs_work_mem * 1024 / 2)
+		r->pass != NULL && !worker_has_room(st))
 	{
 		r->stopped = true;
 		return false;

@@ -218,6 +218,8 @@ struct SyncTable
 	int			nlanes;
 	int			lanes_used;		/* durable: how many there may have been at the target */
 	Lane	   *lanes;
+	int			next_lane;		/* the first to be asked for something to send */
+	bool		sent;			/* in this turn */
 	int			batch_rows;		/* shrinks when the target finds it too big */
 	Size		held_bytes;		/* in batches */
 	int			fence_tries;	/* of lanes_fence_all(), failed in a row */
@@ -286,6 +288,7 @@ extern void table_trouble(SyncTable *st, const char *code, const char *message,
 extern void target_trouble(TargetOutcome outcome, const char *code, const char *message);
 extern void table_goes_on(SyncTable *st);
 extern TimestampTz backoff(int attempts);
+extern bool worker_has_room(const SyncTable *st);
 extern bool worker_may_feed(SyncTable *st);
 extern void live_note_ack(void);
 extern void worker_tell_state(const char *state, const char *error, const char *hint);
@@ -396,6 +399,7 @@ extern Batch *lane_open_batch(Lane *lane);
 extern void lane_begin_read(Pass *pass);
 extern void lane_row_done(Lane *lane, Batch *batch, Pass *pass, bool is_delete,
 						  const char *key, int keylen, uint64 hash, Size rowbytes);
+extern void lanes_begin_turn(void);
 extern bool lanes_dispatch(SyncTable *st, bool input_idle);
 extern bool lanes_reap(SyncTable *st);
 extern void lanes_watch(SyncTable *st); /* what is under way for long */

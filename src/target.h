@@ -102,8 +102,8 @@ typedef struct TargetRequest
 	int			lo;
 	int			hi;
 	bool		explain;
-	bool		beside;			/* one that may be under way beside
-								 * cs_connections others */
+	int			beside;			/* how many more than cs_connections may be
+								 * under way with it */
 	void	   *arg;			/* the caller's */
 
 	/* output */
@@ -158,7 +158,8 @@ typedef struct TargetOps
 
 	/*
 	 * Asynchronous writes.  submit returns false when no connection is free
-	 * (never more than cs_connections under way).  poll waits until a request
+	 * (no more than cs_connections under way, but for what the request's
+	 * beside allows, which is at most one more than twice as many).  poll waits until a request
 	 * is done, MyLatch is set or timeout (ms, -1: none) is over; it resets
 	 * nothing: the caller does CHECK_FOR_INTERRUPTS and ResetLatch.  A done
 	 * request has its done flag set.

@@ -76,7 +76,7 @@ struct CrateTarget
 	MemoryContext work;			/* of one step of a write */
 	MemoryContext sync_work;	/* of one synchronous call */
 	HttpPool   *pool;
-	Slot	   *slots[MAX_CONNECTIONS + 1];
+	Slot	   *slots[2 * MAX_CONNECTIONS + 1];
 	int			nslots;
 	int			nbusy;
 	int			nfinished;		/* requests done since poll last returned */
@@ -478,7 +478,7 @@ crate_submit(Target *target, TargetRequest *req)
 	Slot	   *slot = NULL;
 	MemoryContext oldcxt;
 
-	if (t->nbusy >= Min(cs_connections, MAX_CONNECTIONS) + (req->beside ? 1 : 0))
+	if (t->nbusy >= Min(Min(cs_connections, MAX_CONNECTIONS) + req->beside, lengthof(t->slots)))
 		return false;
 	for (int i = 0; i < t->nslots && slot == NULL; i++)
 	{

@@ -163,12 +163,23 @@ room_to_feed(void)
 	return worker_held_bytes < (Size) cs_work_mem * 1024 / 2;
 }
 
+/*
+ * A table's batches may take three times of what is left then, so that whoever
+ * waits long for his answers leaves room for others.
+ */
+bool
+worker_has_room(const SyncTable *st)
+{
+	return room_to_feed() &&
+		st->held_bytes / 3 < (Size) cs_work_mem * 1024 / 2 - worker_held_bytes;
+}
+
 bool
 worker_may_feed(SyncTable *st)
 {
 	if (!worker_target_ok || st->in_error || !st->target_ready || st->spec.paused)
 		return false;
-	if (!room_to_feed())
+	if (!worker_has_room(st))
 		return false;
 	if (st->read_retry_at != 0 && GetCurrentTimestamp() < st->read_retry_at)
 		return false;
@@ -896,6 +907,27 @@ prepare_tables(void)
 	claim_heartbeat();
 }
 
+/* connections are few: who got one comes last the next time */
+static void
+take_turns(void)
+{
+	int64		n = state_count();
+	dlist_mutable_iter it;
+
+	dlist_foreach_modify(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		if (n-- == 0)
+			break;				/* those were moved here */
+		if (!st->sent)
+			continue;
+		st->sent = false;
+		dlist_delete(&st->node);
+		dlist_push_tail(&sync_tables, &st->node);
+	}
+}
+
 /* one turn of the loop; true if there may be more to do at once */
 static bool
 take_turn(void)
@@ -928,6 +960,7 @@ take_turn(void)
 		turn.more = feed_queue(&turn.next_feed);
 	}
 
+	lanes_begin_turn();
 	dlist_foreach(it, &sync_tables)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
@@ -951,12 +984,10 @@ take_turn(void)
 		if (st->in_error || !st->target_ready)
 			continue;
 		/* a batch waits to be filled while input comes, and no longer */
-		busy |= lanes_dispatch(st, !got || st->held_bytes == before || !worker_may_feed(st));
-		busy |= got;
+		st->sent = lanes_dispatch(st, !got || st->held_bytes == before || !worker_may_feed(st));
+		busy |= st->sent || got;
 	}
-	/* connections are few: who came first is last the next time */
-	if (!dlist_is_empty(&sync_tables))
-		dlist_push_tail(&sync_tables, dlist_pop_head_node(&sync_tables));
+	take_turns();
 	return busy;
 }
 

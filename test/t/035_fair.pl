@@ -1,0 +1,101 @@
+# One table's trouble, size or start is nobody else's: what one waits for, others do not.
+use strict;
+use warnings;
+use CrateSync;
+use Test::More;
+use Time::HiRes qw(sleep time);
+
+my $node = CrateSync::server('fair', conf => <<'EOC');
+crate_sync.max_retry_interval = 300ms
+crate_sync.interval = 100ms
+crate_sync.batch_rows = 100
+crate_sync.work_mem = 16MB
+EOC
+
+# a row is there, within what a busy machine may take
+sub arrives
+{
+	my ($m, $table, $id) = @_;
+	return CrateSync::wait_until("row $id of $table is there",
+		sub { $m->target_value("SELECT count(*) FROM {$table} WHERE id = $id") == 1 }, 40);
+}
+
+# --- requests of one table are not answered: its keys, rows and connections are its own
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	my $s = $m->standin;
+
+	$m->sql(q{CREATE TABLE slow (id text PRIMARY KEY, v text); INSERT INTO slow SELECT repeat(md5(i::text), 6), repeat('x', 1000) FROM generate_series(1, 12000) i;
+		CREATE TABLE quick (id int PRIMARY KEY)});
+	$m->add('slow', 'quick');
+	$m->equal([ 'slow', 'quick' ], 'loaded');
+	my $hold = sub { $s->fault({ match => '^(/\*.*\*/ )?INSERT INTO "' . $m->{schema} . '"\."slow"', hold => 'before', times => -1 }) };
+	my $held = sub { CrateSync::wait_until('held', sub { $s->control->{held} == 2 }, 40) };
+	my $let_go = sub { $s->fault(); $s->control(release => JSON::PP::true()) };
+
+	$hold->();
+	$m->sql(q{UPDATE slow SET v = 'b'});
+	ok($held->(), 'two connections wait for one table');
+	foreach my $i (1 .. 3)
+	{
+		$m->sql("INSERT INTO quick VALUES ($i)");
+		ok(arrives($m, 'quick', $i), "... another one's changes arrive ($i)");
+	}
+	$m->sql('DELETE FROM quick WHERE id = 1');
+	ok(CrateSync::wait_until('it goes', sub { $m->target_value('SELECT count(*) FROM {quick} WHERE id = 1') == 0 }, 40), '... and go');
+	is($s->control->{held}, 2, '... meanwhile');
+	$let_go->();
+	$m->equal([ 'slow', 'quick' ], 'they are answered');
+
+	# what came in between, of a backlog
+	$m->sql('SELECT crate_sync.stop()');
+	$m->poll('SELECT pid IS NULL FROM crate_sync.status');
+	$m->sql(q{UPDATE slow SET v = 'c'});
+	$m->sql('INSERT INTO quick VALUES (10)');
+	$m->sql(q{UPDATE slow SET v = repeat('d', 5000)});
+	$hold->();
+	$m->sql('SELECT crate_sync.start()');
+	ok($held->(), 'a backlog, and the same');
+	ok(arrives($m, 'quick', 10), '... what is in the middle of it arrives');
+	$m->sql('INSERT INTO quick VALUES (11)');
+	ok(arrives($m, 'quick', 11), '... and what is added');
+	is($s->control->{held}, 2, '... meanwhile');
+	$m->sql(q{UPDATE slow SET v = 'e' WHERE id < '8'});
+	$let_go->();
+	$m->equal([ 'slow', 'quick' ], 'they are answered');
+	ok($m->poll(q{SELECT sum(pg_relation_size(oid)) / 8192 < 64 FROM pg_class WHERE oid::regclass::text ~ '^crate_sync.queue_[012]$'}), 'the queue is emptied');
+}, only => 'standin', why => 'it takes a target that keeps requests waiting');
+
+# --- more busy tables than connections: tables and their lanes take turns
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	my $s = $m->standin;
+	my @tables = map { "t$_" } 1 .. 6;
+
+	$m->sql("CREATE TABLE $_ (id int PRIMARY KEY, v int); INSERT INTO $_ SELECT i, 0 FROM generate_series(1, 200) i") foreach @tables;
+	$m->add(@tables);
+	$m->equal(\@tables, 'loaded');
+	$s->fault({ match => 'INSERT INTO "' . $m->{schema}, delay => 0.05, times => -1 });
+	$s->control(clear_log => JSON::PP::true());
+	$m->sql(q{DO $$ BEGIN FOR i IN 1 .. 1500 LOOP
+		EXECUTE format('UPDATE t%s SET v = %s WHERE id = %s', 1 + i % 6, i, 1 + (i * 7) % 200);
+		COMMIT; PERFORM pg_sleep(0.003); END LOOP; END $$});
+	my (%lane, %table);
+	foreach ($s->statements('INSERT INTO "' . $m->{schema}))
+	{
+		my ($n, $name) = $_->{stmt} =~ m{^/\*.* (\d+) \d+ \*/ INSERT INTO "[^"]+"\."(t\d)"} or next;
+		$lane{$n}++;
+		$table{$name}++;
+	}
+	$s->fault();
+	$m->equal(\@tables, 'all of it arrives');
+	my $said = join(', ', map { "lane $_: $lane{$_}" } sort keys %lane) . '; ' . join(', ', map { "$_: $table{$_}" } sort keys %table);
+	cmp_ok($lane{0} + $lane{1}, '>', 40, "requests were counted ($said)");
+	cmp_ok($lane{1} / $lane{0}, '>', 0.7, 'a lane gets as many connections as the other');
+	cmp_ok($lane{0} / $lane{1}, '>', 0.7, '... and the other as many');
+	my ($least, $most) = (sort { $a <=> $b } map { $table{$_} || 0 } @tables)[ 0, -1 ];
+	cmp_ok($least / $most, '>', 0.7, 'so do tables');
+}, only => 'standin', why => 'it takes a target that is slow');
+
+$node->stop;
+done_testing();
