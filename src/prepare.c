@@ -312,6 +312,13 @@ prepare_table(SyncTable *st)
 		lanes_setup(st);
 		st->target_ready = false;	/* the lanes that were are to be fenced */
 	}
+	if (st->spec.resync_no > st->resync_done && st->spec.resync_mode != NULL &&
+		strcmp(st->spec.resync_mode, "rebuild") == 0 && !load_is_detached(st))
+	{
+		/* first of all: the old table may not even fit */
+		st->resync_done = st->spec.resync_no;
+		load_begin(st, "rebuild");
+	}
 	set_target_name(st);
 	strlcpy(st->def->target.token, claim_token(), sizeof(st->def->target.token));
 	if (!make_room_for_rebuild(st))
@@ -398,11 +405,6 @@ prepare_table(SyncTable *st)
 		}
 		else if (strcmp(mode, "none") == 0)
 			;					/* the user has seen to it that both are equal */
-		else if (strcmp(mode, "rebuild") == 0)
-		{
-			load_begin(st, "rebuild");
-			return prepare_table(st);
-		}
 		else
 		{
 			/* more than that may be due, or under way, and must not end by being asked for less */

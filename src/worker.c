@@ -35,6 +35,7 @@
 #include "storage/procarray.h"
 #include "sync.h"
 #include "tcop/tcopprot.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "worker.h"
@@ -224,11 +225,9 @@ target_trouble(TargetOutcome outcome, const char *code, const char *message)
 
 /* what a person can do about a table that is stopped for that reason */
 static const char *
-trouble_hint(const char *code)
+trouble_hint(const SyncTable *st, const char *code)
 {
 	static const char *const hints[][2] = {
-		{"columns", "Mend the table in the target, or drop it there: then it is made and loaded anew. Changes go on queueing."},
-		{"mismatch", "Mend the table in the target, or drop it there: then it is made and loaded anew. Changes go on queueing."},
 		{"shards", "It goes on by itself when the node that has them is back. If they are lost for good, drop the table in the target: then it is made and loaded anew. Replicas avoid this."},
 		{"5002", "It goes on by itself when the node that has the shards is back; see sys.health in the target."},
 		{"4007", "The table is blocked in the target: see its settings blocks.*. It goes on by itself when the block is gone; changes go on queueing."},
@@ -241,6 +240,9 @@ trouble_hint(const char *code)
 		{"5000", "See the target's log. It is tried again by itself; changes go on queueing."},
 	};
 
+	if (code != NULL && st->def != NULL && (strcmp(code, "columns") == 0 || strcmp(code, "mismatch") == 0))
+		return psprintf("SELECT crate_sync.resync(%s, 'rebuild'); loads a table that fits and has it take this one's place, with all that is in it. Or mend it in the target. Changes go on queueing.",
+						quote_literal_cstr(quote_qualified_identifier(st->def->schemaname, st->def->relname)));
 	for (int i = 0; code != NULL && i < lengthof(hints); i++)
 	{
 		if (strcmp(hints[i][0], code) == 0)
@@ -266,7 +268,7 @@ table_trouble(SyncTable *st, const char *code, const char *message, const char *
 		pfree(st->error_hint);
 	st->error_message = MemoryContextStrdup(st->cxt, text);
 	st->error_hint = MemoryContextStrdup(st->cxt, hint ?
-										 target_clean_text(hint, strlen(hint)) : trouble_hint(code));
+										 target_clean_text(hint, strlen(hint)) : trouble_hint(st, code));
 	strlcpy(st->error_code, code ? code : "", sizeof(st->error_code));
 	st->error_changed = true;
 	st->dirty = true;

@@ -232,6 +232,16 @@ CrateSync::on_targets($node, sub {
 	$let_go->();
 	$m->equal('b', 'a partition is made before its first piece is read');
 
+	# --- a type that the target's column cannot be altered to
+	$m->sql(q{CREATE TABLE w (id int PRIMARY KEY, v int); INSERT INTO w SELECT i, i FROM generate_series(1, 100) i});
+	$m->add('w');
+	$m->equal('w', 'before a column gets another type');
+	$m->sql('ALTER TABLE w ALTER v TYPE text');
+	ok($m->poll(q{SELECT state = 'error' FROM crate_sync.tables WHERE relname = 'w'}), 'it does not fit any more');
+	$m->sql(q{SELECT crate_sync.resync('w', 'rebuild')});
+	ok($m->poll(q{SELECT state = 'ready' FROM crate_sync.tables WHERE relname = 'w'}), 'a rebuild makes it fit');
+	$m->equal('w', 'and equal');
+
 	# --- transactions of users that stay open
 	my $open = $m->background(q{BEGIN; SELECT crate_sync.start(); SELECT crate_sync.resync('e'); SELECT crate_sync.resync('d'); SELECT pg_sleep(600);});
 	$m->poll(q{SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND wait_event = 'PgSleep' AND datname = current_database()});
