@@ -414,6 +414,7 @@ typedef struct Shape
 	Captured	captured;
 	List	   *types;			/* relations of composite types */
 	bool		has_types;		/* of users, or collations of theirs */
+	bool		made_with_row;	/* its trigger, by the transaction that put it into the catalog */
 } Shape;
 
 static const char shape_query[] =
@@ -458,7 +459,9 @@ static const char shape_query[] =
 "  (SELECT pg_catalog.count(*) FROM ours WHERE tgenabled = 'A') = 2 * (SELECT pg_catalog.count(*) FROM tree), "
 "  (SELECT pg_catalog.count(*) FROM ours WHERE tgenabled IN ('A', 'O') AND tgname = '" CS_TRIGGER "') = (SELECT pg_catalog.count(*) FROM tree), "
 "  ARRAY(SELECT y.typrelid FROM types JOIN pg_catalog.pg_type y ON y.oid = types.oid WHERE y.typtype = 'c'), "
-"  EXISTS (SELECT FROM types WHERE oid >= 16384) OR EXISTS (SELECT FROM cols WHERE attcollation >= 16384)";
+"  EXISTS (SELECT FROM types WHERE oid >= 16384) OR EXISTS (SELECT FROM cols WHERE attcollation >= 16384), "
+"  EXISTS (SELECT FROM ours o JOIN crate_sync.mirror m ON m.relid = o.tgrelid WHERE o.tgrelid = $1 "
+"    AND o.tgname = '" CS_TRIGGER "' AND o.xmin = m.xmin)";
 
 /* the n-th word of a shape, or an empty one */
 static const char *
@@ -563,6 +566,7 @@ table_shape(SyncTable *st, const MirrorTable *def, Shape *shape)
 	shape->labels_before = MemoryContextStrdup(cxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2));
 	shape->captured = shape_bool(4) ? CAPTURED_WHOLLY : shape_bool(5) ? CAPTURED_PARTLY : CAPTURED_NOT;
 	shape->has_types = shape_bool(7);
+	shape->made_with_row = shape_bool(8);
 	deconstruct_array(DatumGetArrayTypeP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 6, &isnull)),
 					  OIDOID, sizeof(Oid), true, TYPALIGN_INT, &elems, NULL, &nelems);
 	MemoryContextSwitchTo(cxt);
@@ -840,13 +844,14 @@ look_at_table(SyncTable *st, bool as_it_is, Shape *shape, List **key_columns)
 }
 
 /*
- * A row of the catalog without the triggers that add_table makes with it came
- * by a dump that is being restored, and will make its triggers, too: whoever
- * makes them first has the restore fail.  They are left to it until all
- * sessions of that time are gone, or somebody asks for a resync.
+ * add_table makes a row of the catalog and the triggers in one transaction.  A
+ * row without them came by a dump that is being restored, and will make its
+ * triggers, too: whoever makes them first has the restore fail.  They are left
+ * to it until all sessions of that time are gone, or somebody asks for a
+ * resync.
  */
 static bool
-is_being_restored(SyncTable *st)
+is_being_restored(SyncTable *st, const Shape *shape)
 {
 	Oid			types[1] = {TIMESTAMPTZOID};
 	Datum		values[1];
@@ -854,7 +859,7 @@ is_being_restored(SyncTable *st)
 
 	if (st->restored_seen == 0)
 	{
-		if (st->shape != NULL || st->claimed)
+		if (st->shape != NULL || st->claimed || shape->made_with_row)
 			return false;
 		st->restored_seen = GetCurrentTimestamp();
 		st->restored_resync_no = st->spec.resync_no;
@@ -916,7 +921,7 @@ resolve_table(SyncTable *st)
 
 	if (error == NULL && shape.captured != CAPTURED_WHOLLY)
 	{
-		if (is_being_restored(st))
+		if (is_being_restored(st, &shape))
 		{
 			table_trouble(st, "restored",
 						  psprintf("%s.%s came with a dump, its triggers have yet to come: they are made when the sessions that may restore it are gone",
@@ -1215,7 +1220,8 @@ state_reload(void)
 		else if (st->gone && !OidIsValid(name_holder(spec)))
 			(void) clean_up_gone(st);
 		MemoryContextSwitchTo(cxt);
-		if (st->stale || st->mend_attempts > 0 || is_renamed(st, spec))
+		if (st->stale || st->gone || st->mend_attempts > 0 ||
+			(spec->follow_name && is_renamed(st, spec)))
 		{
 			/* locked, or in trouble: look again */
 			catalog_stale = true;

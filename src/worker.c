@@ -241,7 +241,7 @@ trouble_hint(const SyncTable *st, const char *code)
 	};
 
 	if (code != NULL && st->def != NULL && (strcmp(code, "columns") == 0 || strcmp(code, "mismatch") == 0))
-		return psprintf("SELECT crate_sync.resync(%s, 'rebuild'); loads a table that fits and has it take this one's place, with all that is in it. Or mend it in the target. Changes go on queueing.",
+		return psprintf("SELECT crate_sync.resync(%s, 'rebuild'); loads a table that fits and has it take this one's place, with all that is in it. Or mend it in the target, or drop it there: then it is made and loaded anew. Changes go on queueing.",
 						quote_literal_cstr(quote_qualified_identifier(st->def->schemaname, st->def->relname)));
 	for (int i = 0; code != NULL && i < lengthof(hints); i++)
 	{

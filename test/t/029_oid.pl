@@ -132,6 +132,18 @@ CrateSync::on_targets($node, sub {
 	ok($m->wait_sync, 'a leaf gives its name away within a load');
 	is(values_there($m, 'p'), 'mine:20000', 'no row of the private table');
 
+	# --- a partition made before the worker has looked, by a session that stays
+	$let_go = hold($m, 'before queue');
+	$m->sql('UPDATE t SET v = v WHERE id = 1');
+	held($m, 'before queue');
+	$m->sql(q{CREATE TABLE g (id int, k int, PRIMARY KEY (id, k)) PARTITION BY LIST (k); CREATE TABLE g1 PARTITION OF g FOR VALUES IN (1)});
+	my $stays = $m->background(q{SELECT crate_sync.add_table('g'); CREATE TABLE g2 PARTITION OF g FOR VALUES IN (2); INSERT INTO g VALUES (1, 1), (2, 2); SELECT pg_sleep(600);});
+	$m->poll(q{SELECT to_regclass('g2') IS NOT NULL});
+	$let_go->();
+	$m->equal('g', 'a partition made behind add_table, before the worker looked');
+	$m->sql(q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND datname = current_database() AND pid <> pg_backend_pid()});
+	$stays->done;
+
 	# --- DETACH while another session has a leaf locked: what is owed is not forgotten
 	$m->sql(q{CREATE TABLE d (id int, k int, v text, PRIMARY KEY (id, k)) PARTITION BY LIST (k);
 		CREATE TABLE d1 PARTITION OF d FOR VALUES IN (1); CREATE TABLE d2 PARTITION OF d FOR VALUES IN (2);
