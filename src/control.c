@@ -281,22 +281,23 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 	for (;;)
 	{
 		TimestampTz now = GetCurrentTimestamp();
+		bool		refreshed;
 
 		CHECK_FOR_INTERRUPTS();
 		MemoryContextReset(cxt);
+		/* before the look: what was found to be due until then is seen by it */
+		refreshed = live_is_refreshed(w.relid, refresh);
 		look_at_sync(&w);
 		/* a stopped table may lack what nobody has queued yet */
 		if (!w.chunks_left && !w.loading && w.in_error == NULL)
 		{
-			LiveDatabase db;
-
 			/* all has arrived: now it has to be seen by searches too */
 			if (refresh == 0)
 			{
-				refresh = live_want_refresh();
+				refresh = live_want_refresh(w.relid);
 				cs_wake_worker_now();
 			}
-			if (live_look(&db) && refresh != 0 && db.refresh_done >= refresh)
+			if (refreshed)
 			{
 				result = w.n_failed == 0;
 				if (!result)

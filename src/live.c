@@ -111,8 +111,15 @@ live_look(LiveDatabase *copy)
 	return db != NULL;
 }
 
+/* where a table's refreshes are waited for */
+static LiveRefresh *
+refresh_place(LiveDatabase *db, Oid relid)
+{
+	return &db->refreshes[OidIsValid(relid) ? 1 + relid % (LIVE_REFRESHES - 1) : 0];
+}
+
 uint64
-live_want_refresh(void)
+live_want_refresh(Oid relid)
 {
 	LiveDatabase *db;
 	uint64		wanted = 0;
@@ -122,9 +129,32 @@ live_want_refresh(void)
 	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
 	db = slot_of(MyDatabaseId);
 	if (db != NULL)
-		wanted = ++db->refresh_wanted;
+	{
+		LiveRefresh *refresh = refresh_place(db, relid);
+
+		if (refresh->wanted == refresh->done)
+			refresh->relid = relid;
+		else if (refresh->relid != relid)
+			refresh->relid = InvalidOid;
+		wanted = ++refresh->wanted;
+	}
 	LWLockRelease(&live->lock);
 	return wanted;
+}
+
+bool
+live_is_refreshed(Oid relid, uint64 wanted)
+{
+	LiveDatabase *db;
+	bool		done;
+
+	if (wanted == 0 || live_attach() == NULL)
+		return false;
+	LWLockAcquire(&live->lock, LW_SHARED);
+	db = slot_of(MyDatabaseId);
+	done = db != NULL && refresh_place(db, relid)->done >= wanted;
+	LWLockRelease(&live->lock);
+	return done;
 }
 
 LiveDatabase *

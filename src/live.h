@@ -22,6 +22,19 @@ typedef enum LiveWanted
 	LIVE_ABSENT					/* it has not, or its worker is not to run */
 } LiveWanted;
 
+/*
+ * Refreshes at the target that are waited for, of one table each, or of those that
+ * fall on the same place: then of all.
+ */
+#define LIVE_REFRESHES 16
+
+typedef struct LiveRefresh
+{
+	Oid			relid;			/* InvalidOid: of all tables */
+	uint64		wanted;			/* counts them */
+	uint64		done;
+} LiveRefresh;
+
 typedef struct LiveDatabase
 {
 	Oid			dboid;			/* InvalidOid: free slot */
@@ -35,8 +48,7 @@ typedef struct LiveDatabase
 	int			failures;
 
 	/* waiters of wait_for_sync */
-	uint64		refresh_wanted;
-	uint64		refresh_done;
+	LiveRefresh refreshes[LIVE_REFRESHES];
 
 	char		target[512];	/* crate_sync.target as the worker has it */
 	TimestampTz last_send_time;
@@ -73,8 +85,9 @@ extern LiveDatabase *live_database(Oid dboid, bool create);
 /* this database's slot as it is now, in one piece; false: it has none, all is zero */
 extern bool live_look(LiveDatabase *copy);
 
-/* asks for a refresh at the target; done when refresh_done has come so far.  0: nobody to ask */
-extern uint64 live_want_refresh(void);
+/* asks for a refresh at the target, of a table or (InvalidOid) of all; 0: nobody to ask */
+extern uint64 live_want_refresh(Oid relid);
+extern bool live_is_refreshed(Oid relid, uint64 wanted);
 
 /* wakes this database's worker, if there is one; safe in any callback */
 extern void live_wake(void);

@@ -256,6 +256,7 @@ struct SyncTable
 
 	/* trouble */
 	bool		target_ready;	/* the target table was seen to fit */
+	uint64		prepared;		/* the last round of prepare_tables() it was in */
 	/* seen at the target, and to be answered by a load */
 	bool		found_missing;	/* the table was made, or is empty */
 	bool		found_altered;	/* not as it was left */

@@ -52,6 +52,9 @@
 /* whoever lived that long did not die of what it found at its start */
 #define UNCLEAN_LIFE_MS 60000
 
+/* ms of a turn for making tables ready, beyond one of them */
+#define PREPARE_MS 20
+
 Target	   *the_target = NULL;
 bool		worker_target_ok = false;
 Size		worker_held_bytes = 0;
@@ -782,30 +785,22 @@ target_check(void)
 	return true;
 }
 
-/* waiters of wait_for_sync want searches to see what was acknowledged */
-static void
-serve_refreshes(void)
+/* makes what was acknowledged visible to searches; InvalidOid: of all tables; false: later */
+static bool
+refresh_tables(Oid relid)
 {
-	LiveShared *live = live_attach();
-	uint64		wanted;
 	dlist_iter	it;
 
-	if (live_db == NULL)
-		return;
-	LWLockAcquire(&live->lock, LW_SHARED);
-	wanted = live_db->refresh_wanted;
-	LWLockRelease(&live->lock);
-	/* refresh_done is written here only */
-	if (wanted == live_db->refresh_done)
-		return;
 	dlist_foreach(it, &sync_tables)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
 		TargetResult res;
 
+		if (OidIsValid(relid) && st->relid != relid)
+			continue;
 		/* whose it is is not known yet: perhaps it is to be resynced */
 		if (!st->target_ready && st->def != NULL && !st->in_error && !st->spec.paused)
-			return;
+			return false;
 		if (!st->unrefreshed || !st->target_ready || st->def == NULL)
 			continue;
 		memset(&res, 0, sizeof(res));
@@ -818,7 +813,7 @@ serve_refreshes(void)
 		else if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
 		{
 			target_trouble(res.outcome, res.code, res.message);
-			return;
+			return false;
 		}
 		else if (res.outcome == TARGET_REFUSED_TABLE || ++st->refresh_tries > 2)
 		{
@@ -827,11 +822,31 @@ serve_refreshes(void)
 			table_trouble(st, res.code, res.message, NULL);
 		}
 		else if (!st->spec.paused)
-			return;				/* later */
+			return false;		/* later */
 	}
-	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
-	live_db->refresh_done = wanted;
+	return true;
+}
+
+/* waiters of wait_for_sync */
+static void
+serve_refreshes(void)
+{
+	LiveShared *live = live_attach();
+	LiveRefresh asked[LIVE_REFRESHES];
+
+	if (live_db == NULL)
+		return;
+	LWLockAcquire(&live->lock, LW_SHARED);
+	memcpy(asked, live_db->refreshes, sizeof(asked));
 	LWLockRelease(&live->lock);
+	for (int i = 0; i < LIVE_REFRESHES && worker_target_ok; i++)
+	{
+		if (asked[i].wanted == asked[i].done || !refresh_tables(asked[i].relid))
+			continue;
+		LWLockAcquire(&live->lock, LW_EXCLUSIVE);
+		live_db->refreshes[i].done = asked[i].wanted;
+		LWLockRelease(&live->lock);
+	}
 }
 
 /* ---------------------------------------------------------------------
@@ -886,24 +901,51 @@ time_to_wait(void)
 	return Min((next - now) / 1000 + 1, 200);
 }
 
+/*
+ * Tables whose target's side is to be made ready, or that ask for something there.
+ * What that takes is no other table's trouble: after some time the rest is left
+ * for the next turn, and rows move in between.
+ */
 static void
 prepare_tables(void)
 {
+	static uint64 round = 1;
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PREPARE_MS);
 	dlist_iter	it;
 	bool		all_ready = true;
 
+	for (int ready = 1; ready >= 0; ready--)
+	{
+		bool		any = false;
+		bool		all = true;
+
+		dlist_foreach(it, &sync_tables)
+		{
+			SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+			/* the others had their try in this round */
+			if (st->target_ready != ready || (!ready && st->prepared == round))
+				continue;
+			all = worker_target_ok && !(any && GetCurrentTimestamp() > until);
+			if (!all)
+				break;
+			if (claim_adopting() && st->in_error && strcmp(st->error_code, "claim") == 0)
+				st->error_retry_at = 0;
+			prepare_table(st);
+			st->prepared = round;
+			any = true;
+		}
+		if (!ready && all)
+			round++;
+	}
+	if (!worker_target_ok)
+		return;
 	dlist_foreach(it, &sync_tables)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
 
-		if (claim_adopting() && st->in_error && strcmp(st->error_code, "claim") == 0)
-			st->error_retry_at = 0;
-		if (worker_target_ok)
-			prepare_table(st);
 		all_ready &= st->target_ready || st->spec.paused;
 	}
-	if (!worker_target_ok)
-		return;
 	if (claim_adopting() && all_ready)
 		claim_adopted();
 	claim_heartbeat();

@@ -97,5 +97,61 @@ CrateSync::on_targets($node, sub {
 	cmp_ok($least / $most, '>', 0.7, 'so do tables');
 }, only => 'standin', why => 'it takes a target that is slow');
 
+# --- tables are made ready beside the rows of those that are, new ones, and ones that cannot be made
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	my $s = $m->standin;
+	my @tables = map { "new$_" } 1 .. 30;
+
+	$m->sql('CREATE TABLE ready (id int PRIMARY KEY)');
+	$m->sql("CREATE TABLE $_ (id int PRIMARY KEY, v int); INSERT INTO $_ SELECT i, i FROM generate_series(1, 10) i") foreach @tables;
+	$m->add('ready');
+	$m->equal('ready', 'one is ready');
+
+	foreach my $what ('are being made', 'cannot be made')
+	{
+		my $broken = $what eq 'cannot be made';
+		$s->fault({ match => 'CREATE TABLE IF NOT EXISTS "' . $m->{schema}, delay_before => 0.25, times => -1,
+				$broken ? (error => [ 5000, 'SQLActionException[no room for more shards]', 500 ]) : () });
+		$s->control(clear_log => JSON::PP::true());
+		my $made = sub { scalar $s->statements('CREATE TABLE IF NOT EXISTS "' . $m->{schema}) };
+		$m->sql(q{SELECT count(crate_sync.add_table(('new' || i)::regclass)) FROM generate_series(1, 30) i});
+		ok(CrateSync::wait_until('it begins', sub { $made->() > 0 }), "tables $what");
+		my @seen;
+		foreach my $i (1 .. 4)
+		{
+			$m->sql('INSERT INTO ready VALUES (' . ($i + 10 * $broken) . ')');
+			ok($m->wait_sync('ready'), '... meanwhile another one is in sync');
+			push @seen, $made->();
+		}
+		cmp_ok($seen[0], '<', 20, "... while the first ones were made ($seen[0])");
+		if ($broken)
+		{
+			ok($m->poll(q{SELECT count(*) = 30 FROM crate_sync.tables WHERE relname LIKE 'new%' AND state = 'error'}), '... all of them say so');
+			# they are tried again and again, all about the same time
+			my @before = ($made->());
+			foreach my $i (5 .. 12)
+			{
+				$m->sql('INSERT INTO ready VALUES (' . ($i + 10) . ')');
+				ok($m->wait_sync('ready'), '... meanwhile another one is in sync');
+				push @before, $made->();
+			}
+			my ($most) = sort { $b <=> $a } map { $before[$_] - $before[ $_ - 1 ] } 1 .. $#before;
+			cmp_ok($most, '<', 15, "... with few tries in between (@before)");
+			$s->fault();
+		}
+		else
+		{
+			ok($m->wait_sync, 'then all are');
+			my @log = grep { $_->{stmt} =~ /CREATE TABLE IF NOT EXISTS "$m->{schema}|INSERT INTO "$m->{schema}"\."new1"/ } $s->statements('.');
+			my ($loaded) = grep { $log[$_]{stmt} =~ /INSERT/ } 0 .. $#log;
+			cmp_ok($loaded, '<', 20, 'the first one was loaded before the last one was made');
+			$m->sql(q{SELECT count(crate_sync.remove_table(('new' || i)::regclass, drop_target => true)) FROM generate_series(1, 30) i});
+			ok($m->poll('SELECT count(*) = 0 FROM crate_sync.removal'), 'removed');
+		}
+	}
+	$m->equal([ 'ready', @tables ], 'all can be made');
+}, only => 'standin', why => 'it takes a target that is slow');
+
 $node->stop;
 done_testing();
