@@ -177,7 +177,7 @@ CREATE TABLE queue_0 (
 	relid oid NOT NULL,                -- topmost relation with our trigger
 	seq int NOT NULL,
 	layout int NOT NULL,               -- hash of the key's columns and types
-	n int NOT NULL,                    -- keys; -1: TRUNCATE, -2: unreadable key
+	n int NOT NULL,                    -- keys; -1: TRUNCATE, -2: a key not known, -3: a long one
 	keys bytea NOT NULL
 ) USING heap WITH (autovacuum_enabled = off);
 ALTER TABLE queue_0 ALTER COLUMN keys SET STORAGE PLAIN;

@@ -1566,8 +1566,7 @@ crate_sync_retry_failed(PG_FUNCTION_ARGS)
 				bytea	   *key = DatumGetByteaPP(SPI_getbinval(tup, desc, 2, &isnull));
 
 				/* the row stays failed until it has arrived */
-				capture_queue_packed(spec->relid, layout, VARDATA_ANY(key),
-									 VARSIZE_ANY_EXHDR(key), 1);
+				capture_queue_key(spec->relid, layout, VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
 			}
 			n += SPI_processed;
 			SPI_freetuptable(SPI_tuptable);

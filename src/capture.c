@@ -299,8 +299,12 @@ write_level(Level *level)
 		for (int i = 0; i < 2; i++)
 		{
 			for (p = i ? level->open : level->full; p != NULL; p = p->next)
+			{
+				if (p->n == 0)
+					continue;	/* its keys were too long */
 				queue_insert(queue, p->root, chunk_seq++, p->layout.id, p->n,
 							 p->buf.data, p->buf.len);
+			}
 		}
 		table_close(queue, NoLock);
 		wrote_chunks = true;
@@ -374,10 +378,37 @@ capture_mark(Oid root, const KeyLayout *layout, int mark)
 	level_mark(capture_level(), root, layout, mark);
 }
 
-/*
- * Appends a key to a run, or to a new one where it is full; returns the run
- * it went to.  A key that fits no chunk becomes a mark.
- */
+/* a key that is longer than a chunk: one of its own, else a mark */
+static void
+append_long_key(Level *level, Oid root, const KeyLayout *layout, const Datum *values)
+{
+	StringInfoData raw;
+	const char *keys;
+	int			len = 0;
+	int			n = KEY_UNKNOWN;
+
+	initStringInfo(&raw);
+	if (key_pack_alone(layout, &raw, values))
+		n = key_chunk(raw.data, raw.len, &keys, &len);
+	if (n == KEY_UNKNOWN)
+		level_mark(level, root, layout, n);
+	else
+	{
+		Pending    *p = new_pending(level, root, layout);
+
+		p->n = n;
+		appendBinaryStringInfo(&p->buf, keys, len);
+		level->open = p->next;
+		p->next = level->full;
+		level->full = p;
+		level->bytes += len + sizeof(Pending);
+	}
+	if (n == KEY_LONG)
+		pfree(unconstify(char *, keys));
+	pfree(raw.data);
+}
+
+/* appends a key to a run, or to a new one where it is full; returns that run */
 static Pending *
 append_key(Level *level, Pending *p, const Datum *values)
 {
@@ -385,26 +416,31 @@ append_key(Level *level, Pending *p, const Datum *values)
 
 	if (!key_pack(&p->run, &p->buf, values))
 	{
+		Pending   **link = &level->open;
+		Pending    *fresh = p;
+
 		if (p->n > 0)
 		{
-			Pending   **link = &level->open;
-			Pending    *fresh;
-
 			fresh = new_pending(level, p->root, &p->layout);
-			while (*link != p)
-				link = &(*link)->next;
-			*link = p->next;
-			p->next = level->full;
-			level->full = p;
-			p = fresh;
 			before = 0;
-			level->bytes += sizeof(Pending);
 		}
-		if (!key_pack(&p->run, &p->buf, values))
+		if (fresh == p || !key_pack(&fresh->run, &fresh->buf, values))
 		{
-			level_mark(level, p->root, &p->layout, KEY_UNKNOWN);
+			if (fresh != p)
+			{
+				level->open = fresh->next;
+				free_pending(fresh);
+			}
+			append_long_key(level, p->root, &p->layout, values);
 			return p;
 		}
+		while (*link != p)
+			link = &(*link)->next;
+		*link = p->next;
+		p->next = level->full;
+		level->full = p;
+		level->bytes += sizeof(Pending);
+		p = fresh;
 	}
 	p->n++;
 	level->bytes += p->buf.len - before;
@@ -524,6 +560,18 @@ crate_sync_capture(PG_FUNCTION_ARGS)
 						trigdata->tg_trigslot,
 						TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ? trigdata->tg_newslot : NULL);
 	return PointerGetDatum(NULL);
+}
+
+void
+capture_queue_key(Oid relid, int32 layout, const char *packed, int packed_len)
+{
+	const char *keys;
+	int			len;
+	int			n = key_chunk(packed, packed_len, &keys, &len);
+
+	capture_queue_packed(relid, layout, keys, len, n);
+	if (n == KEY_LONG)
+		pfree(unconstify(char *, keys));
 }
 
 void
@@ -651,7 +699,9 @@ merge_level(Level *level, Level *parent)
 			merge_run(p, parent);
 			free_pending(p);
 		}
-		else if (p->n < 0)
+		else if (p->n == 0)
+			free_pending(p);
+		else if (p->n == KEY_TRUNCATE || p->n == KEY_UNKNOWN)
 		{
 			level_mark(parent, p->root, &p->layout, p->n);
 			free_pending(p);

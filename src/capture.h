@@ -37,6 +37,9 @@ extern void capture_init(void);
  */
 extern void capture_queue_packed(Oid relid, int32 layout, const char *keys, int len, int n);
 
+/* the same with one key that was packed alone, however long it is */
+extern void capture_queue_key(Oid relid, int32 layout, const char *packed, int packed_len);
+
 /* has this transaction queued keys? */
 extern bool capture_pending(void);
 

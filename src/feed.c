@@ -45,6 +45,8 @@ typedef struct FeedArg
 static List *held = NIL;
 static MemoryContext held_cxt = NULL;
 
+static MemoryContext unpack_cxt = NULL; /* emptied after each chunk */
+
 /* its keys stay where they are stored */
 static QueueChunk *
 copy_chunk(const QueueChunk *chunk)
@@ -232,14 +234,23 @@ take_chunk(QueueChunk *chunk, void *arg)
 		load_look_at_all(st, "a changed key was not known");	/* keys of a former layout name nothing */
 	else
 	{
-		const char *p = chunk->keys;
-		const char *end = p + chunk->len;
+		const char *p;
+		const char *end;
 		KeyRun		run;
 		Datum		values[INDEX_MAX_KEYS];
 
+		/* a key that comes again and again takes no memory in the set, nor here */
+		if (unpack_cxt == NULL)
+			unpack_cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync unpacked keys",
+											   ALLOCSET_DEFAULT_SIZES);
+		oldcxt = MemoryContextSwitchTo(unpack_cxt);
 		key_run_start(&run, &st->layout);
-		while (key_unpack(&run, &p, end, values))
+		if (!key_chunk_read(chunk->n, chunk->keys, chunk->len, &p, &end))
+			run.broken = true;
+		while (!run.broken && key_unpack(&run, &p, end, values))
 			keyset_add(pass->keys, values);
+		MemoryContextSwitchTo(oldcxt);
+		MemoryContextReset(unpack_cxt);
 		if (run.broken)
 		{
 			ereport(LOG,

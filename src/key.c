@@ -8,6 +8,7 @@
 #include "crate_sync.h"
 
 #include "common/hashfn.h"
+#include "common/pg_lzcompress.h"
 #include "key.h"
 #include "utils/lsyscache.h"
 
@@ -95,8 +96,8 @@ get_varint(const char **p, const char *end, uint64 *v)
 	return false;
 }
 
-bool
-key_pack(KeyRun *run, StringInfo buf, const Datum *values)
+static bool
+pack(KeyRun *run, StringInfo buf, const Datum *values, int limit)
 {
 	const KeyLayout *layout = run->layout;
 	int			start = buf->len;
@@ -119,7 +120,7 @@ key_pack(KeyRun *run, StringInfo buf, const Datum *values)
 			if (unlikely(buf->maxlen - buf->len <= MAX_VARINT))
 				enlargeStringInfo(buf, MAX_VARINT);
 			buf->len += put_varint(buf->data + buf->len, (d << 1) ^ (uint64) -(int64) (d >> 63));
-			if (buf->len > KEY_CHUNK_BYTES)
+			if (buf->len > limit)
 			{
 				buf->len = start;
 				return false;
@@ -137,7 +138,7 @@ key_pack(KeyRun *run, StringInfo buf, const Datum *values)
 			data = VARDATA_ANY(plain);
 			len = VARSIZE_ANY_EXHDR(plain);
 		}
-		if (buf->len + MAX_VARINT + len > KEY_CHUNK_BYTES)
+		if (buf->len + MAX_VARINT + len > limit)
 		{
 			buf->len = start;
 			return false;
@@ -154,6 +155,12 @@ key_pack(KeyRun *run, StringInfo buf, const Datum *values)
 			run->last[i] = key_to_number(values[i], layout->cols[i].len);
 	}
 	return true;
+}
+
+bool
+key_pack(KeyRun *run, StringInfo buf, const Datum *values)
+{
+	return pack(run, buf, values, KEY_CHUNK_BYTES);
 }
 
 bool
@@ -201,4 +208,62 @@ key_unpack(KeyRun *run, const char **p, const char *end, Datum *values)
 	}
 	run->broken = true;
 	return false;
+}
+
+bool
+key_pack_alone(const KeyLayout *layout, StringInfo buf, const Datum *values)
+{
+	KeyRun		run;
+
+	key_run_start(&run, layout);
+	return pack(&run, buf, values, KEY_LONG_BYTES);
+}
+
+int
+key_chunk(const char *packed, int packed_len, const char **keys, int *len)
+{
+	char	   *out;
+	int			head;
+	int			n;
+
+	*keys = packed;
+	*len = packed_len;
+	if (packed_len <= KEY_CHUNK_BYTES)
+		return packed_len > 0 ? 1 : KEY_UNKNOWN;
+
+	out = palloc(MAX_VARINT + PGLZ_MAX_OUTPUT(packed_len));
+	head = put_varint(out, packed_len);
+	n = pglz_compress(packed, packed_len, out + head, PGLZ_strategy_always);
+	if (n < 0 || head + n > KEY_CHUNK_BYTES)
+	{
+		pfree(out);
+		*len = 0;
+		return KEY_UNKNOWN;
+	}
+	*keys = out;
+	*len = head + n;
+	return KEY_LONG;
+}
+
+bool
+key_chunk_read(int n, const char *keys, int len, const char **p, const char **end)
+{
+	uint64		raw;
+	char	   *out;
+
+	*p = keys;
+	*end = keys + len;
+	if (n != KEY_LONG)
+		return true;
+	if (!get_varint(p, *end, &raw) || raw < 1 || raw > KEY_LONG_BYTES)
+		return false;
+	out = palloc(raw);
+	if (pglz_decompress(*p, *end - *p, out, (int32) raw, true) != (int32) raw)
+	{
+		pfree(out);
+		return false;
+	}
+	*p = out;
+	*end = out + raw;
+	return true;
 }

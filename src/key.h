@@ -9,6 +9,10 @@
  *	 fixed length		the bytes
  *	 varlena			the length as a varint, then the bytes, detoasted
  *
+ * A key that is too long for that has a chunk of its own, KEY_LONG: the length
+ * of the packed key as a varint, then that, as pglz compresses it.  An index
+ * takes no key that would not become short enough.
+ *
  *-------------------------------------------------------------------------
  */
 #ifndef CRATE_SYNC_KEY_H
@@ -20,9 +24,13 @@
 /* the most a chunk's keys take, so that its tuple fits a page */
 #define KEY_CHUNK_BYTES 8000
 
+/* the most that a packed key takes before it is compressed */
+#define KEY_LONG_BYTES (1024 * 1024)
+
 /* values of a chunk's n that are not a number of keys */
 #define KEY_TRUNCATE (-1)		/* the table was truncated */
 #define KEY_UNKNOWN	 (-2)		/* a key could not be packed: look at all rows */
+#define KEY_LONG	 (-3)		/* one key, compressed */
 
 typedef struct KeyColumn
 {
@@ -67,6 +75,25 @@ extern bool key_pack(KeyRun *run, StringInfo buf, const Datum *values);
  * on; returns false at the end, and at garbage: then run->broken is set.
  */
 extern bool key_unpack(KeyRun *run, const char **p, const char *end, Datum *values);
+
+/*
+ * Packs one key alone into buf, which is empty: up to KEY_LONG_BYTES, beyond
+ * which it returns false, buf unchanged.
+ */
+extern bool key_pack_alone(const KeyLayout *layout, StringInfo buf, const Datum *values);
+
+/*
+ * A chunk of a key that was packed alone: returns its n, and sets keys and len
+ * to what it holds, palloc'd if n is KEY_LONG.  KEY_UNKNOWN if there is none:
+ * packed is empty, or too long.
+ */
+extern int	key_chunk(const char *packed, int packed_len, const char **keys, int *len);
+
+/*
+ * The packed keys of a chunk, from *p to *end; palloc'd if they are not in the
+ * chunk as they are.  Returns false at garbage.
+ */
+extern bool key_chunk_read(int n, const char *keys, int len, const char **p, const char **end);
 
 /* a value that is passed by value, as a number and back; len: the type's */
 static inline int64

@@ -389,13 +389,11 @@ reader_pack_cells(SyncTable *st, const char *target_key, int *len)
 	int			n = split_cells(target_key, cell, celllen, INDEX_MAX_KEYS);
 	MemoryContext oldcxt = CurrentMemoryContext;
 	StringInfoData buf;
-	KeyRun		run;
 
 	initStringInfo(&buf);
 	StartTransactionCommand();
-	key_run_start(&run, &st->layout);
 	if (n != st->def->nkeys || !cells_to_datums(st, cell, celllen, values) ||
-		!key_pack(&run, &buf, values))
+		!key_pack_alone(&st->layout, &buf, values))
 		resetStringInfo(&buf);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(oldcxt);
@@ -906,18 +904,17 @@ reader_feed_keys(SyncTable *st, Pass *pass)
 			{
 				int			i = keyset_next_asked(ks, 0);
 				StringInfoData packed;
-				KeyRun		run;
 
 				initStringInfo(&packed);
-				key_run_start(&run, &st->layout);
 				if (i >= 0)
 				{
 					int			len;
 					const char *cells = keyset_cells(ks, i, &len);
 
-					if (key_pack(&run, &packed, keyset_values(ks, i)))
-						park_row(st, cells, len, packed.data, packed.len,
-								 "read", unpack_sql_state(error->sqlerrcode), error->message);
+					/* empty if it could not be queued again */
+					(void) key_pack_alone(&st->layout, &packed, keyset_values(ks, i));
+					park_row(st, cells, len, packed.data, packed.len,
+							 "read", unpack_sql_state(error->sqlerrcode), error->message);
 					keyset_settle(ks, i);
 				}
 				pfree(packed.data);

@@ -891,17 +891,17 @@ typedef struct CheckArg
 } CheckArg;
 
 static bool
-look_at_chunk(QueueChunk *chunk, void *arg)
+match_chunk(QueueChunk *chunk, CheckArg *check)
 {
 	SyncTable  *st = state_find(chunk->relid);
-	CheckArg   *check = arg;
-	const char *p = chunk->keys;
-	const char *end = p + chunk->len;
+	const char *p;
+	const char *end;
 	KeyRun		run;
 	Datum		values[INDEX_MAX_KEYS];
 	StringInfoData cells;
 
-	if (chunk->n < 0 || chunk->layout != st->layout.id)
+	if (chunk->n == KEY_TRUNCATE || chunk->n == KEY_UNKNOWN || chunk->layout != st->layout.id ||
+		!key_chunk_read(chunk->n, chunk->keys, chunk->len, &p, &end))
 	{
 		check->all = true;
 		return false;
@@ -924,13 +924,30 @@ look_at_chunk(QueueChunk *chunk, void *arg)
 				c->queued_before = true;
 		}
 	}
-	pfree(cells.data);
 	if (run.broken)
 	{
 		check->all = true;
 		return false;
 	}
 	return true;
+}
+
+/* the queue may be much longer than memory is large */
+static bool
+look_at_chunk(QueueChunk *chunk, void *arg)
+{
+	static MemoryContext cxt = NULL;
+	MemoryContext oldcxt;
+	bool		going;
+
+	if (cxt == NULL)
+		cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync verify chunk",
+									ALLOCSET_DEFAULT_SIZES);
+	oldcxt = MemoryContextSwitchTo(cxt);
+	going = match_chunk(chunk, arg);
+	MemoryContextSwitchTo(oldcxt);
+	MemoryContextReset(cxt);
+	return going;
 }
 
 static void
@@ -993,14 +1010,19 @@ record_differences(SyncTable *st, VerifyRun *run, List *differences)
 			continue;
 		if (!key_pack(&keys, &packed, values))
 		{
-			/* this chunk is full; a key too long for any has none */
+			/* this chunk is full, or the key longer than any */
 			if (nkeys > 0)
 				capture_queue_packed(st->relid, st->layout.id, packed.data, packed.len, nkeys);
 			nkeys = 0;
 			resetStringInfo(&packed);
 			key_run_start(&keys, &st->layout);
 			if (!key_pack(&keys, &packed, values))
+			{
+				if (key_pack_alone(&st->layout, &packed, values))
+					capture_queue_key(st->relid, st->layout.id, packed.data, packed.len);
+				resetStringInfo(&packed);
 				continue;
+			}
 		}
 		nkeys++;
 	}

@@ -4,7 +4,8 @@
  *		Chunks of packed keys: what was packed reads back the same, what was
  *		not is an error or some keys, and no crash.
  *
- * The input: a letter for the layout, then a chunk.
+ * The input: a letter for the layout, then a chunk; a capital one: a chunk of
+ * one long key.
  *
  *-------------------------------------------------------------------------
  */
@@ -32,15 +33,53 @@ static const struct
 };
 
 #define MAX_KEYS 512
+#define MAX_ALONE 16			/* those of them that are packed alone, too */
+
+/* a key that was packed alone, by the way of its chunk */
+static void
+way_of_a_chunk(const KeyLayout *layout, const char *packed, int len, const Datum *values)
+{
+	const char *keys;
+	const char *p;
+	const char *end;
+	Datum		again[3];
+	KeyRun		run;
+	int			keys_len;
+	int			n = key_chunk(packed, len, &keys, &keys_len);
+
+	if (n == KEY_UNKNOWN)
+	{
+		if (len > 0 && len <= KEY_CHUNK_BYTES)
+			fuzz_fail("a key of %d bytes has no chunk", len);
+		return;
+	}
+	if (keys_len > KEY_CHUNK_BYTES || n != (len > KEY_CHUNK_BYTES ? KEY_LONG : 1))
+		fuzz_fail("a chunk of %d bytes, n is %d, for a key of %d", keys_len, n, len);
+	if (n == KEY_LONG)
+		keys = fuzz_exact(keys, keys_len);
+	if (!key_chunk_read(n, keys, keys_len, &p, &end))
+		fuzz_fail("a chunk that was made is garbage");
+	if (end - p != len || memcmp(p, packed, len) != 0)
+		fuzz_fail("a key of %d bytes comes back with %d", len, (int) (end - p));
+	key_run_start(&run, layout);
+	if (!key_unpack(&run, &p, end, again) || p != end)
+		fuzz_fail("a key of %d bytes cannot be read", len);
+	for (int c = 0; c < layout->ncols; c++)
+	{
+		if (!datumIsEqual(values[c], again[c], layout->cols[c].byval, layout->cols[c].len))
+			fuzz_fail("column %d of a long key reads back differently", c);
+	}
+}
 
 static void
 key_one(const char *data, int len)
 {
 	KeyLayout	layout;
 	KeyRun		run;
-	const char *p = data + 1;
-	const char *end = data + len;
+	const char *p;
+	const char *end;
 	const char *q;
+	int			letter;
 	Datum	  (*keys)[3] = palloc(sizeof(Datum) * 3 * MAX_KEYS);
 	Datum		again[3];
 	StringInfoData buf;
@@ -49,11 +88,17 @@ key_one(const char *data, int len)
 
 	if (len < 1)
 		return;
+	letter = (unsigned char) data[0];
 	memset(&layout, 0, sizeof(layout));
-	layout.ncols = layouts[((unsigned char) data[0] - 'a') % lengthof(layouts)].ncols;
-	memcpy(layout.cols, layouts[((unsigned char) data[0] - 'a') % lengthof(layouts)].cols,
+	layout.ncols = layouts[(unsigned int) (letter - 'a') % lengthof(layouts)].ncols;
+	memcpy(layout.cols, layouts[(unsigned int) (letter - 'a') % lengthof(layouts)].cols,
 		   sizeof(layouts[0].cols));
 
+	q = fuzz_exact(data + 1, len - 1);
+	if (!key_chunk_read(letter >= 'A' && letter <= 'Z' ? KEY_LONG : 1, q, len - 1, &p, &end))
+		return;
+	if (end - p > KEY_LONG_BYTES)
+		fuzz_fail("a key of %d bytes", (int) (end - p));
 	key_run_start(&run, &layout);
 	while (n < MAX_KEYS && key_unpack(&run, &p, end, keys[n]))
 	{
@@ -69,6 +114,16 @@ key_one(const char *data, int len)
 	{
 		int			before = buf.len;
 
+		if (packed < MAX_ALONE)
+		{
+			StringInfoData alone;
+
+			initStringInfo(&alone);
+			if (key_pack_alone(&layout, &alone, keys[packed]))
+				way_of_a_chunk(&layout, alone.data, alone.len, keys[packed]);
+			else if (alone.len != 0)
+				fuzz_fail("a key that was refused has left %d bytes", alone.len);
+		}
 		if (!key_pack(&run, &buf, keys[packed]))
 		{
 			if (buf.len != before)

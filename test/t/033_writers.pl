@@ -5,6 +5,7 @@ use warnings;
 use CrateSync;
 use CrateSync::Faults;
 use Test::More;
+use Time::HiRes qw(sleep);
 
 my $node = CrateSync::server('writers', conf => "crate_sync.max_retry_interval = 300ms\ncrate_sync.interval = 100ms\n");
 
@@ -122,6 +123,91 @@ EOQ
 	$m->sql(q{UPDATE big SET v = 'later'; DELETE FROM big WHERE id < '1'});
 	$m->equal('big', 'and later');
 	is($m->target_value(q{SELECT count(*) FROM {big} WHERE v <> 'later'}), 0, 'all has arrived');
+});
+
+# --- keys that are longer than a chunk of the queue
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	my @t = ('k', 'ck');
+	my $log = CrateSync::log_size($node);
+	# CrateDB takes no text of more in a key
+	my $lengths = $m->kind eq 'sqlite' ? '8001, 9000, 30000, 200000' : '8001, 9000, 30000';
+	my $long = q{repeat('long ', 1800)};
+	$m->sql(qq{CREATE TABLE k (k text PRIMARY KEY, v int); INSERT INTO k SELECT repeat('k', n) || n, 0 FROM unnest(ARRAY[1, 100, $lengths]) n;
+		INSERT INTO k SELECT 'short ' || i, 0 FROM generate_series(1, 300) i; INSERT INTO k VALUES ($long, 0);
+		CREATE TABLE ck (a int, k text, b uuid, v int, PRIMARY KEY (k, a, b));
+		INSERT INTO ck SELECT i, repeat('x', n) || repeat('yz', n / 2), md5('u')::uuid, 0 FROM generate_series(-1, 1) i, unnest(ARRAY[1, 6000, 12000]) n});
+	$m->add(@t);
+	$m->equal(\@t, 'load');
+	my $loaded = $m->sql('SELECT string_agg(last_load_time::text, $$ $$ ORDER BY relid) FROM crate_sync.tables');
+
+	$m->sql('UPDATE k SET v = 1; UPDATE ck SET v = 1');
+	$m->equal(\@t, 'all changed');
+	$m->sql("UPDATE k SET v = 2 WHERE k = $long");
+	$m->sql("BEGIN; UPDATE k SET v = 3 WHERE k = $long; UPDATE k SET v = 3 WHERE length(k) < 20; SAVEPOINT a; UPDATE k SET v = 4 WHERE k = $long; UPDATE ck SET v = 4;"
+		. " ROLLBACK TO a; SAVEPOINT b; SAVEPOINT c; UPDATE k SET v = 5 WHERE length(k) > 8000; UPDATE k SET v = 5 WHERE k = 'short 7'; RELEASE b; UPDATE k SET v = v + 1 WHERE length(k) > 20000; COMMIT");
+	$m->equal(\@t, 'by savepoints');
+	is($m->target_value(q{SELECT v FROM {k} WHERE k = '} . ('long ' x 1800) . q{'}), 5, 'as can be seen');
+	$m->sql(q{DO $$ BEGIN FOR i IN 1..200 LOOP BEGIN UPDATE k SET v = i WHERE length(k) > 8000; UPDATE k SET v = i WHERE k = 'short 1'; EXCEPTION WHEN division_by_zero THEN NULL; END; END LOOP; END $$});
+	$m->equal(\@t, 'in many subtransactions');
+	$m->sql("UPDATE k SET k = 'was ' || k WHERE length(k) > 8000; UPDATE ck SET k = k || '!', a = a + 10; DELETE FROM k WHERE length(k) = 9008; INSERT INTO k VALUES (repeat('new ', 2500), 7)");
+	$m->equal(\@t, 'keys changed, gone, new');
+	$m->sql('SELECT crate_sync.pause()');
+	$m->sql('UPDATE k SET v = 8; UPDATE ck SET v = 8; DELETE FROM ck WHERE length(k) > 15000');
+	sleep 1;
+	cmp_ok($m->status('queued_keys'), '>=', 300, 'held while paused');
+	$m->sql('SELECT crate_sync.resume()');
+	$m->equal(\@t, 'after a pause');
+
+	# found by verify
+	$m->target_change(q{UPDATE {k} SET v = 99 WHERE k LIKE 'was %'});
+	$m->target_change(q{DELETE FROM {k} WHERE k LIKE 'new new %'});
+	$m->target_change(q{INSERT INTO {k} (k, v) VALUES ('} . ('too much ' x 1000) . q{', 1)});
+	$m->sql(q{SELECT crate_sync.verify('k', repair => true)});
+	ok($m->poll(q{SELECT count(*) >= 4 FROM crate_sync.differences}), 'verify finds what differs') or diag($m->sql('SELECT kind, left(key::text, 40) FROM crate_sync.differences'));
+	$m->equal(\@t, 'and mends it');
+	is($m->sql('SELECT string_agg(last_load_time::text, $$ $$ ORDER BY relid) FROM crate_sync.tables'), $loaded, 'all of that without a load');
+	is(CrateSync::log_count($node, qr/full resync of/, $log), 0, '... or the beginning of one');
+
+	# a failed row with such a key can be tried again
+	$m->sql(qq{CREATE TABLE broken (); INSERT INTO broken DEFAULT VALUES;
+		CREATE FUNCTION fine(v int) RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS 'BEGIN IF v = 0 AND EXISTS (SELECT FROM $m->{schema}.broken) THEN RAISE division_by_zero; END IF; RETURN true; END';
+		CREATE TABLE fk (k text PRIMARY KEY, v int); INSERT INTO fk SELECT repeat('f', 9000) || i, i FROM generate_series(0, 5) i});
+	$m->sql(q{SELECT crate_sync.add_table('fk', row_filter => 'fine(v)')});
+	ok($m->poll('SELECT count(*) = 1 FROM crate_sync.failed_rows'), 'a row that cannot be read is a failed row') or $m->tell_why;
+	is($m->sql(q{SELECT length(key->>'k') || action FROM crate_sync.failed_rows}), '9001read', 'with its key');
+	$m->sql('DELETE FROM broken');
+	is($m->sql('SELECT crate_sync.retry_failed()'), 1, 'it is tried again');
+	ok($m->poll('SELECT count(*) = 0 FROM crate_sync.failed_rows'), 'and arrives');
+	$m->equal([ @t, 'fk' ], 'as do the others');
+	$m->sql(q{CREATE TABLE refused (k text PRIMARY KEY, v text); INSERT INTO refused SELECT repeat('r', 9000) || i, i FROM generate_series(1, 3) i});
+	$m->add('refused');
+	$m->equal('refused', 'one that the target refuses');
+	if ($m->kind eq 'sqlite')
+	{
+		$m->target_change(q{CREATE TRIGGER no BEFORE UPDATE ON {refused} WHEN new.v = 'no' BEGIN SELECT raise(ABORT, 'no'); END});
+		$m->target_change(q{CREATE TRIGGER never BEFORE INSERT ON {refused} WHEN new.v = 'no' BEGIN SELECT raise(ABORT, 'no'); END});
+		$m->sql(q{UPDATE refused SET v = CASE WHEN k LIKE '%2' THEN 'no' ELSE 'yes' END});
+		ok($m->poll('SELECT count(*) = 1 FROM crate_sync.failed_rows'), 'is a failed row');
+		$m->target_change('DROP TRIGGER no');
+		$m->target_change('DROP TRIGGER never');
+		is($m->sql('SELECT crate_sync.retry_failed()'), 1, 'it is tried again');
+		$m->equal('refused', 'and arrives');
+	}
+
+	# chunks that are none hold nobody up
+	foreach my $bad ('', '\x00', '\xffffffffff', '\xffffffff0f6162636465', '\x80808001', '\xa08d0661ff0f010102ff0f0101ff')
+	{
+		$m->sql(qq{SELECT crate_sync.pause('k')});
+		$m->sql(qq{UPDATE k SET v = v + 1 WHERE k = 'short 2'});
+		$m->sql(qq{INSERT INTO crate_sync.queue_0 SELECT pg_current_xact_id(), now(), relid, 1000 + seq, layout, -3, '$bad'
+			FROM (TABLE crate_sync.queue_0 UNION ALL TABLE crate_sync.queue_1 UNION ALL TABLE crate_sync.queue_2 UNION ALL TABLE crate_sync.queue_hold) q WHERE relid = 'k'::regclass LIMIT 1});
+		$m->sql(qq{SELECT crate_sync.resume('k')});
+		$m->equal(\@t, "a chunk that is none: $bad");
+		ok($m->poll(q{SELECT NOT EXISTS (SELECT FROM crate_sync.progress)}), '... a resync mends it');
+	}
+	cmp_ok(CrateSync::log_count($node, qr/queued keys of $m->{schema}\.k cannot be read: it is resynced/, $log), '>=', 5, '... as the log says');
+	is(CrateSync::log_count($node, qr/was terminated by signal/, $log), 0, 'nothing has crashed');
 });
 
 $node->stop;
