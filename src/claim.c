@@ -501,23 +501,36 @@ claim_is_still_ours(SyncTable *st)
 		strcmp(claim.cell[C_PLACE], our_place) == 0;
 }
 
-void
-claim_release(const char *schema, const char *name, bool *foreign, TargetResult *res)
+/* true: there is one, and it is ours */
+static bool
+look_at_claim(const char *key, bool *foreign, TargetResult *res)
 {
-	RowSet	   *rs = rowset_create(CurrentMemoryContext, 1);
 	Claim		claim;
-	int64		epoch = 0;
-	char	   *key = table_key(schema, name);
 
 	memset(res, 0, sizeof(TargetResult));
 	*foreign = false;
 	if (!ensure_claim_table(res) || !fetch_claim(key, &claim, res) || !claim.found)
-		;
-	else if (strcmp(claim.cell[C_SYSTEM], our_system) != 0 ||
-			 strcmp(claim.cell[C_DATABASE], our_database) != 0 ||
-			 strcmp(claim.cell[C_PLACE], our_place) != 0)
-		*foreign = true;
-	else if (raise_claim_fence(0, &epoch, res))
+		return false;
+	*foreign = strcmp(claim.cell[C_SYSTEM], our_system) != 0 ||
+		strcmp(claim.cell[C_DATABASE], our_database) != 0 ||
+		strcmp(claim.cell[C_PLACE], our_place) != 0;
+	return !*foreign;
+}
+
+void
+claim_look(const char *schema, const char *name, bool *foreign, TargetResult *res)
+{
+	(void) look_at_claim(table_key(schema, name), foreign, res);
+}
+
+void
+claim_release(const char *schema, const char *name, bool *foreign, TargetResult *res)
+{
+	RowSet	   *rs = rowset_create(CurrentMemoryContext, 1);
+	int64		epoch = 0;
+	char	   *key = table_key(schema, name);
+
+	if (look_at_claim(key, foreign, res) && raise_claim_fence(0, &epoch, res))
 	{
 		put_text(rs, 0, key);
 		rowset_end_row(rs);

@@ -41,6 +41,9 @@ extern bool claim_is_still_ours(SyncTable *st);
 /* names this writer; the same for its whole life */
 extern const char *claim_token(void);
 
+/* is it another's?  No claim at all is nobody's */
+extern void claim_look(const char *schema, const char *name, bool *foreign, TargetResult *res);
+
 /* gives a claim back; foreign: it is another's, a copy's original's for instance */
 extern void claim_release(const char *schema, const char *name, bool *foreign, TargetResult *res);
 

@@ -116,8 +116,14 @@ finish(SyncTable *st)
 void
 load_begin(SyncTable *st, const char *mode)
 {
+	if (load_is_rebuild(st) && strcmp(mode, "rebuild") != 0)
+		give_up_rebuild(st);
 	set_string(st, &st->load_mode, mode);
 	load_enter_phase(st, strcmp(mode, "sweep") == 0 ? LOAD_SWEEP : LOAD_ROWS);
+	/* not a row before it has a new table: see make_room_for_rebuild() */
+	st->rebuild_begun = false;
+	if (load_is_rebuild(st))
+		st->target_ready = false;
 	plans_forget_leaf(st);		/* its filter may be another one */
 	if (st->def != NULL)
 		ereport(LOG,
@@ -200,10 +206,11 @@ load_cancel(SyncTable *st)
 	verify_cancel(st);
 	if (st->phase == LOAD_NONE)
 		return;
-	if (st->load_mode != NULL && strcmp(st->load_mode, "rebuild") == 0)
+	if (load_is_rebuild(st))
 	{
-		load_need(st, "full", "a rebuild was cancelled: the old table has missed what went to the new one");
-		return;
+		give_up_rebuild(st);
+		st->loaded_once = false;
+		set_string(st, &st->due, "a rebuild was cancelled: the old table has missed what went to the new one");
 	}
 	load_enter_phase(st, LOAD_NONE);
 	/* a table that was loaded once is as whole as it was before */
@@ -230,6 +237,8 @@ void
 load_detach(SyncTable *st)
 {
 	st->urgent = true;
+	if (load_is_rebuild(st))
+		give_up_rebuild(st);
 	load_enter_phase(st, LOAD_NONE);
 	set_string(st, &st->load_mode, LOAD_MODE_DETACHED);
 	st->attached_again = false;

@@ -29,6 +29,41 @@
 static TimestampTz next_removal = 0;
 static char removal_error[256];	/* why the first one in line is not done */
 
+/* whose new table a rebuild has called so; NULL: nobody's */
+static char *
+rebuilt_table(const char *name)
+{
+	int			len = strlen(name) - strlen(REBUILD_SUFFIX);
+
+	return len > 0 && strcmp(name + len, REBUILD_SUFFIX) == 0 ? pnstrdup(name, len) : NULL;
+}
+
+/*
+ * The new table of a rebuild that does not come to its end is removed like one
+ * that remove_table was told to drop.  That is written down before the rebuild
+ * is forgotten: if we die in between, the rebuild begins anew behind it.
+ */
+void
+give_up_rebuild(SyncTable *st)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2];
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	values[0] = CStringGetTextDatum(st->spec.target_schema);
+	values[1] = CStringGetTextDatum(psprintf("%s" REBUILD_SUFFIX, st->spec.target_table));
+	SPI_execute_with_args("INSERT INTO crate_sync.removal (target_schema, target_table, drop_target) "
+						  "VALUES ($1, $2, true)", 2, types, values, NULL, false, 0);
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(oldcxt);
+	next_removal = 0;
+}
+
 /* what remove_table left to do there */
 void
 process_removals(void)
@@ -38,6 +73,7 @@ process_removals(void)
 	bool		isnull;
 	char	   *schema = NULL;
 	char	   *table = NULL;
+	char	   *whole;
 	bool		drop = false;
 	bool		foreign = false;
 	TargetResult res;
@@ -68,10 +104,14 @@ process_removals(void)
 	}
 
 	memset(&res, 0, sizeof(res));
-	claim_release(schema, table, &foreign, &res);
+	whole = rebuilt_table(table);
+	if (whole != NULL)
+		claim_look(schema, whole, &foreign, &res);
+	else
+		claim_release(schema, table, &foreign, &res);
 	if (foreign)
 		target_result_error(&res, TARGET_REFUSED_TABLE, "claim", "another database writes it");
-	if (res.outcome == TARGET_OK)	/* what a rebuild may have left */
+	if (res.outcome == TARGET_OK && whole == NULL)	/* what a rebuild may have left */
 		the_target->ops->drop_table(the_target, schema, psprintf("%s" REBUILD_SUFFIX, table), &res);
 	if (drop && res.outcome == TARGET_OK)
 		the_target->ops->drop_table(the_target, schema, table, &res);
@@ -101,9 +141,7 @@ static void
 set_target_name(SyncTable *st)
 {
 	TargetTable *t = &st->def->target;
-	bool		rebuilding = st->phase == LOAD_ROWS && st->load_mode != NULL &&
-		strcmp(st->load_mode, "rebuild") == 0;
-	char	   *name = rebuilding ? psprintf("%s" REBUILD_SUFFIX, st->spec.target_table) :
+	char	   *name = load_is_rebuild(st) ? psprintf("%s" REBUILD_SUFFIX, st->spec.target_table) :
 		st->spec.target_table;
 
 	if (strcmp(t->name, name) == 0)
@@ -115,31 +153,8 @@ set_target_name(SyncTable *st)
 	for (int i = 0; i < st->nlanes; i++)
 		st->lanes[i].epoch = 0;
 	st->target_ready = false;
-}
-
-/*
- * A rebuild that begins, or begins anew, does so in a new table: what an
- * earlier one has put there nobody would take out again.  False: not now.
- */
-static bool
-make_room_for_rebuild(SyncTable *st)
-{
-	TargetResult res;
-
-	if (!load_is_rebuild(st) || st->rebuild_begun || st->load_rel != InvalidOid)
-		return true;
-	memset(&res, 0, sizeof(res));
-	the_target->ops->drop_table(the_target, st->def->target.schema,
-								psprintf("%s" REBUILD_SUFFIX, st->spec.target_table), &res);
-	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
-		target_trouble(res.outcome, res.code, res.message);
-	else if (res.outcome != TARGET_OK)
-		table_trouble(st, res.code, res.message, NULL);
-	if (res.outcome != TARGET_OK)
-		return false;
-	st->rebuild_begun = true;
-	st->target_ready = false;
-	return true;
+	/* what was found was the other's */
+	st->found_missing = st->found_altered = false;
 }
 
 /* is the table ours to write? */
@@ -188,6 +203,35 @@ claim_for(SyncTable *st)
 			return false;
 	}
 	return false;
+}
+
+/*
+ * A rebuild that begins, or begins anew, does so in a new table: what an
+ * earlier one has put there nobody would take out again.  False: not now.
+ */
+static bool
+make_room_for_rebuild(SyncTable *st)
+{
+	TargetResult res;
+
+	if (!load_is_rebuild(st) || st->rebuild_begun || st->load_rel != InvalidOid)
+		return true;
+	/* another's new table is not ours to drop */
+	if (GetCurrentTimestamp() < st->claim_retry_at || (claim_is_anothers(st) && !claim_for(st)))
+		return false;
+	memset(&res, 0, sizeof(res));
+	the_target->ops->drop_table(the_target, st->def->target.schema,
+								psprintf("%s" REBUILD_SUFFIX, st->spec.target_table), &res);
+	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
+		target_trouble(res.outcome, res.code, res.message);
+	else if (res.outcome != TARGET_OK)
+		table_trouble(st, res.code, res.message, NULL);
+	if (res.outcome != TARGET_OK)
+		return false;
+	state_ack(true);			/* before there is a table that could be left */
+	st->rebuild_begun = true;
+	st->target_ready = false;
+	return true;
 }
 
 /* has the target table any row? */
@@ -257,13 +301,13 @@ fence_former_lanes(SyncTable *st)
 	return true;
 }
 
-/* has the user removed a table of that target name, and it is not done yet? */
+/* is a table that we are about to write still to be removed, as one of an earlier time? */
 static bool
 removal_pending(SyncTable *st)
 {
 	MemoryContext oldcxt = CurrentMemoryContext;
-	Oid			types[2] = {TEXTOID, TEXTOID};
-	Datum		values[2];
+	Oid			types[3] = {TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[3];
 	bool		pending;
 
 	StartTransactionCommand();
@@ -271,8 +315,9 @@ removal_pending(SyncTable *st)
 	SPI_connect();
 	values[0] = CStringGetTextDatum(st->spec.target_schema);
 	values[1] = CStringGetTextDatum(st->spec.target_table);
-	SPI_execute_with_args("SELECT FROM crate_sync.removal WHERE target_schema = $1 AND target_table = $2",
-						  2, types, values, NULL, true, 1);
+	values[2] = CStringGetTextDatum(st->def->target.name);
+	SPI_execute_with_args("SELECT FROM crate_sync.removal WHERE target_schema = $1 AND target_table IN ($2, $3)",
+						  3, types, values, NULL, true, 1);
 	pending = SPI_processed > 0;
 	SPI_finish();
 	PopActiveSnapshot();
@@ -318,6 +363,16 @@ prepare_table(SyncTable *st)
 		/* first of all: the old table may not even fit */
 		st->resync_done = st->spec.resync_no;
 		load_begin(st, "rebuild");
+	}
+	else if (st->spec.resync_no > st->resync_done && load_is_rebuild(st) && st->spec.resync_mode != NULL &&
+			 strcmp(st->spec.resync_mode, "upsert") != 0)
+	{
+		/* nor may the new one be to be had */
+		st->resync_done = st->spec.resync_no;
+		if (strcmp(st->spec.resync_mode, "cancel") == 0)
+			load_cancel(st);
+		else
+			load_begin(st, st->spec.resync_mode);
 	}
 	set_target_name(st);
 	strlcpy(st->def->target.token, claim_token(), sizeof(st->def->target.token));
@@ -368,6 +423,12 @@ prepare_table(SyncTable *st)
 		{
 			bool		empty = target_is_empty(st);
 
+			/* a new table that has rows of an earlier one already */
+			if (st->found_missing && !empty && load_is_rebuild(st))
+			{
+				load_begin(st, "rebuild");
+				return false;
+			}
 			/* it was there before us: what it has too much must go */
 			if (st->found_missing && !empty)
 				st->found_altered = true;
@@ -391,7 +452,6 @@ prepare_table(SyncTable *st)
 	if (st->spec.resync_no > st->resync_done)
 	{
 		const char *mode = st->spec.resync_mode ? st->spec.resync_mode : "full";
-
 		bool		first = st->resync_done < 0;
 
 		st->resync_done = st->spec.resync_no;

@@ -299,6 +299,7 @@ extern ErrorData *worker_catch(MemoryContext cxt);
 /* ---- prepare.c ---- */
 extern bool prepare_table(SyncTable *st);
 extern void swap_rebuilt(SyncTable *st);
+extern void give_up_rebuild(SyncTable *st); /* its new table is to go; outside of transactions */
 extern void process_removals(void);
 
 /* ---- reader.c ---- */

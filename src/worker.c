@@ -531,6 +531,10 @@ begin_work(void)
 					{
 						ereport(LOG,
 								(errmsg("crate_sync: the server is on a new timeline: all tables are resynced")));
+						/* a rebuild's new table has to go, too */
+						SPI_execute("INSERT INTO crate_sync.removal (target_schema, target_table, drop_target) "
+									"SELECT target_schema, target_table || '" REBUILD_SUFFIX "', true FROM crate_sync.mirror m "
+									"JOIN crate_sync.mirror_state s USING (mirror_id) WHERE s.load_mode = 'rebuild'", false, 0);
 						SPI_execute("UPDATE crate_sync.mirror_state SET load_mode = 'full', load_phase = 'load', "
 									"load_rel = NULL, load_filenode = NULL, load_block = 0, load_rows = 0, "
 									"load_start = pg_catalog.clock_timestamp(), sweep_key = NULL, "

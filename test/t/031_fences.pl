@@ -48,7 +48,7 @@ sub hold
 sub wait_held
 {
 	my ($held) = @_;
-	return ok($m->poll("SELECT count(*) = 1 FROM pg_stat_activity WHERE query = 'held at $held->[1]'"), "the worker is held $held->[1]");
+	return ok($m->poll("SELECT count(*) = 1 FROM pg_stat_activity WHERE state = 'active' AND query = 'held at $held->[1]'"), "the worker is held $held->[1]");
 }
 
 sub let_go
