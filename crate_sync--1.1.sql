@@ -499,7 +499,8 @@ COMMENT ON SEQUENCE queue_generation IS 'the queue generation that writers fill'
 COMMENT ON SCHEMA crate_sync IS 'tables mirrored in CrateDB';
 
 /* ---------------------------------------------------------------------------
- * DROP EXTENSION: lock sources before the queue, and let the worker go
+ * Before others' DDL.  DROP EXTENSION: lock sources before the queue, and let
+ * the worker go
  * ------------------------------------------------------------------------ */
 
 CREATE FUNCTION before_drop() RETURNS event_trigger
@@ -509,6 +510,16 @@ COMMENT ON FUNCTION before_drop() IS
 REVOKE ALL ON FUNCTION before_drop() FROM PUBLIC;
 CREATE EVENT TRIGGER crate_sync_before_drop ON ddl_command_start
 	WHEN TAG IN ('DROP EXTENSION') EXECUTE FUNCTION crate_sync.before_drop();
+
+-- its C function is one that the first version's library has, too, and that does
+-- nothing there: a session that still has that one loaded can ALTER TABLE
+CREATE FUNCTION before_attach() RETURNS event_trigger
+	AS 'MODULE_PATHNAME', 'crate_sync_before_drop' LANGUAGE C;
+COMMENT ON FUNCTION before_attach() IS
+	'event trigger: says what to do where a mirrored table would become a partition of a mirrored one';
+REVOKE ALL ON FUNCTION before_attach() FROM PUBLIC;
+CREATE EVENT TRIGGER crate_sync_before_attach ON ddl_command_start
+	WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION crate_sync.before_attach();
 
 /* ---------------------------------------------------------------------------
  * Privileges

@@ -1607,8 +1607,72 @@ crate_sync_discard_failed(PG_FUNCTION_ARGS)
 }
 
 /* ---------------------------------------------------------------------------
- * DROP EXTENSION
+ * Before others' DDL
  * ------------------------------------------------------------------------ */
+
+/* no error, no lock, and no question of rights: those are the command's own */
+static Oid
+relation_of(const RangeVar *rv)
+{
+	Oid			nsp;
+
+	if (rv == NULL || rv->catalogname != NULL)
+		return InvalidOid;
+	if (rv->schemaname == NULL)
+		return RelnameGetRelid(rv->relname);
+	nsp = get_namespace_oid(rv->schemaname, true);
+	return OidIsValid(nsp) ? get_relname_relid(rv->relname, nsp) : InvalidOid;
+}
+
+/*
+ * A partition gets a clone of the row trigger of what it becomes a part of.
+ * Where it has one already, as it is mirrored by itself, PostgreSQL's error
+ * speaks of a trigger that the user has never seen.
+ */
+static void
+before_attach(AlterTableStmt *stmt)
+{
+	ListCell   *lc;
+
+	foreach(lc, stmt->cmds)
+	{
+		AlterTableCmd *cmd = lfirst(lc);
+		Oid			root;
+		Oid			part;
+		List	   *members;
+		List	   *mirrored;
+		ListCell   *lm;
+		Elevation	e;
+
+		if (!IsA(cmd, AlterTableCmd) || cmd->subtype != AT_AttachPartition)
+			continue;
+		root = relation_of(stmt->relation);
+		part = relation_of(((PartitionCmd *) cmd->def)->name);
+		if (!OidIsValid(root) || !OidIsValid(part) ||
+			get_rel_relkind(root) != RELKIND_PARTITIONED_TABLE ||
+			!OidIsValid(get_trigger_oid(root, CS_TRIGGER, true)) ||
+			!cs_table_owner_ok(root, GetUserId()) || !cs_table_owner_ok(part, GetUserId()))
+			continue;
+
+		elevate(&e);
+		mirrored = mirror_relids();
+		descend(&e);
+		members = find_all_inheritors(part, NoLock, NULL);
+		foreach(lm, members)
+		{
+			Oid			member = lfirst_oid(lm);
+
+			if (list_member_oid(mirrored, member) &&
+				OidIsValid(get_trigger_oid(member, CS_TRIGGER, true)))
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("\"%s\" is mirrored by itself and cannot become a part of \"%s\", which is mirrored as a whole",
+								get_rel_name(member), get_rel_name(root)),
+						 errhint("SELECT crate_sync.remove_table(%s); then attach it: its rows go to the other's target table.",
+								 quote_literal_cstr(qualified_name(member)))));
+		}
+	}
+}
 
 /* does the statement drop this extension, and may the caller do that? */
 static bool
@@ -1618,8 +1682,7 @@ drops_us(Node *parsetree)
 	Oid			extoid;
 	ListCell   *lc;
 
-	/* not every event has one */
-	if (parsetree == NULL || !IsA(parsetree, DropStmt) || stmt->removeType != OBJECT_EXTENSION)
+	if (!IsA(parsetree, DropStmt) || stmt->removeType != OBJECT_EXTENSION)
 		return false;
 	foreach(lc, stmt->objects)
 	{
@@ -1632,13 +1695,14 @@ drops_us(Node *parsetree)
 }
 
 /*
- * Before DROP EXTENSION crate_sync.  By itself that would lock the queue
- * first and then wait for a source table, whose writer waits for the queue in
- * turn at its commit.
+ * Before ALTER TABLE, and before DROP EXTENSION crate_sync.  By itself that
+ * would lock the queue first and then wait for a source table, whose writer
+ * waits for the queue in turn at its commit.
  */
 Datum
 crate_sync_before_drop(PG_FUNCTION_ARGS)
 {
+	Node	   *parsetree;
 	Elevation	e;
 	List	   *relids;
 	ListCell   *lc;
@@ -1646,8 +1710,12 @@ crate_sync_before_drop(PG_FUNCTION_ARGS)
 	if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("crate_sync.before_drop can only be called as an event trigger")));
-	if (!drops_us(((EventTriggerData *) fcinfo->context)->parsetree))
+				 errmsg("this function can only be called as an event trigger")));
+	/* not every event has one */
+	parsetree = ((EventTriggerData *) fcinfo->context)->parsetree;
+	if (parsetree != NULL && IsA(parsetree, AlterTableStmt))
+		before_attach((AlterTableStmt *) parsetree);
+	if (parsetree == NULL || !drops_us(parsetree))
 		PG_RETURN_NULL();
 
 	elevate(&e);

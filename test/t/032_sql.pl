@@ -418,6 +418,63 @@ CrateSync::on_targets($node, sub {
 	is($m->sql(q{SELECT follow FROM crate_sync.mirror WHERE relid = 'f'::regclass}), 'name', 'is remembered');
 });
 
+# --- ATTACH PARTITION of what is mirrored by itself
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	my $s = $m->{schema};
+	my $error = sub { return (errors_of($m, @_))[0] };
+	$m->sql("DO \$\$ BEGIN CREATE ROLE someone LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END \$\$; GRANT USAGE ON SCHEMA $s TO someone");
+	$m->sql(q{CREATE TABLE p (k int, id int, v text, PRIMARY KEY (k, id)) PARTITION BY LIST (k); CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1);
+		CREATE TABLE p5 PARTITION OF p FOR VALUES IN (5, 6) PARTITION BY LIST (k);
+		CREATE TABLE "P two" (LIKE p INCLUDING ALL); CREATE TABLE plain (LIKE p INCLUDING ALL);
+		CREATE TABLE sub (k int, id int, v text, PRIMARY KEY (k, id)) PARTITION BY LIST (k); CREATE TABLE sub3 PARTITION OF sub FOR VALUES IN (3); CREATE TABLE sub4 PARTITION OF sub FOR VALUES IN (4);
+		CREATE TABLE unmirrored (k int, id int, v text, PRIMARY KEY (k, id)) PARTITION BY LIST (k)});
+	$m->sql(q{INSERT INTO p VALUES (1, 1); INSERT INTO "P two" VALUES (2, 1); INSERT INTO sub VALUES (3, 1), (4, 1)});
+	$m->sql(qq{SELECT crate_sync.add_table('p'); SELECT crate_sync.add_table('"P two"', 'p_two'); SELECT crate_sync.add_table('sub3')});
+	ok($m->wait_sync, 'load');
+
+	my $two = qr/55000: +"P two" is mirrored by itself and cannot become a part of "p", which is mirrored as a whole\nHINT:  SELECT crate_sync\.remove_table\('$s\."P two"'\); then attach it/;
+	my $attach = q{ALTER TABLE %s ATTACH PARTITION %s FOR VALUES IN (%s)};
+	like($error->('postgres', sprintf $attach, 'p', '"P two"', 2), $two, 'a mirrored table to a mirrored one');
+	like($error->('postgres', sprintf $attach, "$s.p", qq{$s."P two"}, 2), $two, '... by its full name');
+	like($error->('postgres', sprintf $attach, 'IF EXISTS ONLY p', '"P two"', 2), $two, '... IF EXISTS, ONLY');
+	like($error->('postgres', sprintf "SET search_path = public, $s; $attach", 'p', '"P two"', 2), $two, '... by another way');
+	like($error->('postgres', sprintf $attach, 'p5', '"P two"', 5), qr/55000: +"P two" is mirrored by itself and cannot become a part of "p5"/, '... to a part of one');
+	like($error->('postgres', sprintf $attach, 'p', 'sub', '3, 4'), qr/55000: +"sub3" is mirrored by itself and cannot become a part of "p", .*\nHINT:  SELECT crate_sync\.remove_table\('$s\.sub3'\);/, 'a tree of which a part is mirrored by itself');
+
+	# what is not ours to say is PostgreSQL's
+	is($error->('postgres', sprintf $attach, 'unmirrored', '"P two"', 2), '', 'a mirrored table to one that is not');
+	$m->sql('ALTER TABLE unmirrored DETACH PARTITION "P two"');
+	is($error->('postgres', sprintf $attach, 'p', 'plain', 7), '', 'one that is not mirrored');
+	like($error->('postgres', sprintf $attach, 'no_such', '"P two"', 2), qr/42P01: +relation "no_such" does not exist/, 'to a table that is not there');
+	is($error->('postgres', sprintf $attach, 'IF EXISTS no_such', '"P two"', 2), '', '... IF EXISTS');
+	is($error->('postgres', sprintf $attach, 'IF EXISTS no_such.no_such', 'no_such.either', 2), '', '... in no schema');
+	like($error->('postgres', sprintf $attach, 'p', 'no_such', 2), qr/42P01: +relation "no_such" does not exist/, 'a table that is not there');
+	like($error->('postgres', sprintf $attach, 'p', 'no_such.no_such', 2), qr/3F000|42P01/, '... in no schema');
+	like($error->('postgres', sprintf $attach, 'x.y.p', '"P two"', 2), qr/0A000: +cross-database/, '... in another database');
+	like($error->('postgres', sprintf $attach, 'plain', '"P two"', 2), qr/ERROR: +(?!55000)/, 'to a table that takes none');
+	like($error->('someone', sprintf $attach, 'p', '"P two"', 2), qr/42501: +must be owner of table p/, 'by somebody who may not');
+	like($error->('someone', 'ALTER TABLE crate_sync.mirror ATTACH PARTITION x DEFAULT'), qr/42501/, '... nor look there');
+	foreach my $other ('ALTER TABLE p ADD COLUMN c int', 'ALTER TABLE p RENAME c TO d', 'ALTER TABLE p DROP COLUMN d', 'ALTER TABLE p DETACH PARTITION plain', 'ALTER TABLE IF EXISTS nowhere ADD c int',
+		'CREATE TEMP TABLE tp (a int) PARTITION BY LIST (a); CREATE TEMP TABLE t1 (a int); ALTER TABLE tp ATTACH PARTITION pg_temp.t1 DEFAULT; ALTER TABLE pg_temp.tp DETACH PARTITION t1',
+		'ALTER TABLE ALL IN TABLESPACE pg_default SET TABLESPACE pg_default', 'ALTER TABLE p SET SCHEMA ' . $s, 'ALTER INDEX p_pkey RENAME TO p_key', 'ALTER TABLE p OWNER TO CURRENT_USER')
+	{
+		is($error->('postgres', $other), '', $other);
+	}
+	# without a lock of ours
+	my $holder = $m->background('BEGIN; LOCK "P two" IN ACCESS EXCLUSIVE MODE; SELECT pg_advisory_lock(2); SELECT pg_sleep(60)');
+	$m->poll(q{SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory'});
+	like($error->('postgres', sprintf "SET lock_timeout = '5s'; $attach", 'p', '"P two"', 2), $two, 'while it is locked');
+	$m->sql(q{SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'});
+	$holder->done;
+
+	# what the hint says does it
+	$m->sql(qq{SELECT crate_sync.remove_table('$s."P two"')});
+	$m->sql(sprintf $attach, 'p', '"P two"', 2);
+	$m->equal('p', 'removed, then attached');
+	is($m->target_value('SELECT count(*) FROM {p}'), 2, 'its rows are there');
+});
+
 # --- who could call add_table still can after the update, and nobody else
 {
 	my $m = CrateSync::Mirror->new($node, 'sqlite', extension => 0);
