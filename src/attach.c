@@ -799,7 +799,7 @@ warn_if_idle(void)
 	if (cs_target == NULL || cs_target[0] == '\0')
 		ereport(WARNING,
 				(errmsg("crate_sync.target is not set: changes are queued, nothing is pushed yet"),
-				 errhint("ALTER SYSTEM SET crate_sync.target = 'http://host:4200'; SELECT pg_reload_conf();")));
+				 errhint("%s", cs_target_hint())));
 	else if (!cs_worker_is_running())
 		ereport(WARNING,
 				(errmsg("no crate_sync worker is running in this database: changes are queued, nothing is pushed yet"),

@@ -37,6 +37,7 @@
 
 #include "target.h"
 #include "types.h"
+#include "worker.h"
 
 PG_FUNCTION_INFO_V1(crate_sync_target_query);
 PG_FUNCTION_INFO_V1(crate_sync_benchmark);
@@ -63,7 +64,7 @@ target_ops(void)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 why ? errmsg("crate_sync.target cannot be used: %s", why) :
 				 errmsg("no target is set"),
-				 errhint("A superuser sets it: ALTER SYSTEM SET crate_sync.target = 'http://host:4200'; SELECT pg_reload_conf();")));
+				 errhint("A superuser sets it: %s", cs_target_hint())));
 	return ops;
 }
 

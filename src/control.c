@@ -21,9 +21,11 @@
 #include "storage/latch.h"
 #include "target.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
+#include "utils/varlena.h"
 #include "worker.h"
 
 PG_FUNCTION_INFO_V1(crate_sync_start);
@@ -81,6 +83,45 @@ run_elevated(const char *const *sql, int n)
 	descend(&e);
 }
 
+const char *
+cs_target_hint(void)
+{
+	return cs_preloaded ?
+		"ALTER SYSTEM SET crate_sync.target = 'http://host:4200'; SELECT pg_reload_conf();" :
+		"LOAD 'crate_sync'; ALTER SYSTEM SET crate_sync.target = 'http://host:4200'; SELECT pg_reload_conf();";
+}
+
+/* what is preloaded already has to stay, and each library needs its own quotes */
+static char *
+preload_hint(void)
+{
+	StringInfoData hint;
+	List	   *libraries = NIL;
+	ListCell   *lc;
+	bool		pending;
+	bool		isnull;
+
+	SPI_connect();
+	pending = SPI_execute("SELECT pending_restart FROM pg_catalog.pg_settings"
+						  " WHERE name OPERATOR(pg_catalog.=) 'shared_preload_libraries'", true, 1) == SPI_OK_SELECT &&
+		SPI_processed == 1 &&
+		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_finish();
+	/* others may not know what is there */
+	if (pending || !superuser() ||
+		!SplitDirectoriesString(pstrdup(GetConfigOption("shared_preload_libraries", false, false)),
+								',', &libraries))
+		return pending ? "shared_preload_libraries has been changed: restart the server, if crate_sync is in it now." :
+			"Have crate_sync added to shared_preload_libraries, and the server restarted.";
+
+	initStringInfo(&hint);
+	appendStringInfoString(&hint, "ALTER SYSTEM SET shared_preload_libraries = ");
+	foreach(lc, libraries)
+		appendStringInfo(&hint, "%s, ", quote_literal_cstr(lfirst(lc)));
+	appendStringInfoString(&hint, "'crate_sync'; and restart the server.");
+	return hint.data;
+}
+
 Datum
 crate_sync_start(PG_FUNCTION_ARGS)
 {
@@ -98,7 +139,7 @@ crate_sync_start(PG_FUNCTION_ARGS)
 		ereport(WARNING,
 				(errmsg("crate_sync is not in shared_preload_libraries"),
 				 errdetail("The worker runs until the server stops, and does not start again with it."),
-				 errhint("ALTER SYSTEM SET shared_preload_libraries = 'crate_sync'; and restart the server.")));
+				 errhint("%s", preload_hint())));
 	PG_RETURN_BOOL(!running);
 }
 

@@ -24,6 +24,9 @@ extern void launcher_start_worker(void);
 
 extern bool cs_worker_is_running(void);
 
+/* how crate_sync.target is set, to be pasted into any session of a superuser's */
+extern const char *cs_target_hint(void);
+
 /* why the worker cannot push now, palloc'd; NULL: no reason is known */
 extern char *cs_worker_trouble(void);
 

@@ -475,6 +475,58 @@ CrateSync::on_targets($node, sub {
 	is($m->target_value('SELECT count(*) FROM {p}'), 2, 'its rows are there');
 });
 
+# --- hints that are pasted do what they say, and no harm
+{
+	my $dir = PostgreSQL::Test::Utils::tempdir() . q{/it's, "a" place};
+	mkdir $dir or die $!;
+	my $lib = $node->safe_psql('postgres', q{SELECT setting FROM pg_config WHERE name = 'PKGLIBDIR'});
+	my ($so) = glob "$lib/plpgsql.{so,dylib}";
+	symlink $so, "$dir/other.so" or die $!;
+	(my $quoted = "$dir/other.so") =~ s/"/""/g;
+	(my $setting = qq{plpgsql, "$quoted"}) =~ s/'/''/g;
+	my $late = CrateSync::server('late', preload => 0, conf => "shared_preload_libraries = '$setting'\n");
+	my $before = $late->safe_psql('postgres', 'SHOW shared_preload_libraries');
+	# where the statement is found, and what is to be done beside it
+	my $hint = sub {
+		my ($db, $sql, $role) = @_;
+		my ($out, $err) = ('', '');
+		$late->psql($db, $sql, stdout => \$out, stderr => \$err, extra_params => [ '-U', $role || 'postgres' ]);
+		return $err =~ /HINT:  (.*)/ ? $1 : "no hint in: $err";
+	};
+	my $paste = sub {
+		my ($db, $sql) = @_;
+		my ($out, $err) = ('', '');
+		my $ret = $late->psql($db, $sql, stdout => \$out, stderr => \$err);
+		return $ret == 0 ? '' : $err;
+	};
+	$late->safe_psql('postgres', 'CREATE DATABASE hints; CREATE ROLE may LOGIN');
+	$late->safe_psql('hints', 'CREATE TABLE t (id int PRIMARY KEY)');
+	my $preload = $hint->('hints', 'CREATE EXTENSION crate_sync');
+	like($preload, qr/^ALTER SYSTEM SET shared_preload_libraries = .*; and restart the server\.$/, 'CREATE EXTENSION says how to preload it');
+
+	# set in a session that has not loaded the library
+	my $target = $hint->('hints', q{SELECT crate_sync.add_table('t')});
+	like($target, qr/ALTER SYSTEM SET crate_sync\.target = 'http:\/\/host:4200'/, 'add_table says how to set the target');
+	my $path = $late->basedir . '/hints.db';
+	$target =~ s{http://host:4200}{sqlite:$path};
+	is($paste->('hints', join ";\n", split /; /, $target), '', 'in a new session');
+	ok(CrateSync::poll($late, 'hints', 'SELECT target FROM crate_sync.status', "sqlite:$path"), 'it is set');
+	is($late->safe_psql('hints', q{SELECT crate_sync.wait_for_sync('t')}), 't', 'and used');
+	like($hint->('hints', q{SELECT crate_sync.start()}), qr/^\Q$preload\E$/, 'start() says it, too');
+	$late->safe_psql('hints', 'GRANT USAGE ON SCHEMA crate_sync TO may; GRANT EXECUTE ON FUNCTION crate_sync.start TO may');
+	unlike($hint->('hints', 'SELECT crate_sync.start()', 'may'), qr/plpgsql|place/, 'what is preloaded is told to no one who may not see it');
+
+	is($paste->('hints', $preload =~ s/ and restart.*//r), '', 'pasted');
+	$late->reload;
+	ok($late->poll_query_until('hints', q{SELECT pending_restart FROM pg_settings WHERE name = 'shared_preload_libraries'}), 'the setting waits for a restart');
+	like($hint->('hints', 'SELECT crate_sync.start()'), qr/^shared_preload_libraries has been changed: restart/, 'which is said');
+	$late->restart;
+	is($late->safe_psql('postgres', 'SHOW shared_preload_libraries'), "$before, crate_sync", 'what was preloaded still is');
+	is($late->safe_psql('hints', 'SELECT preloaded FROM crate_sync.status'), 't', 'and so are we');
+	like($hint->('hints', 'SELECT crate_sync.start()'), qr/^no hint/, 'nothing is left to be said');
+	$late->stop;
+}
+
 # --- who could call add_table still can after the update, and nobody else
 {
 	my $m = CrateSync::Mirror->new($node, 'sqlite', extension => 0);
