@@ -724,11 +724,14 @@ insert_mirror(const MirrorTable *table, const MirrorSpec *spec, bool copy_data)
 	values[12] = CStringGetTextDatum(spec->follow_name ? "name" : "table");
 
 	SPI_connect();
-	done = run("INSERT INTO crate_sync.mirror (relid, target_schema, target_table, key_columns,"
+	/* a row of mirror that came by a dump has none of mirror_state */
+	done = run("WITH m AS (INSERT INTO crate_sync.mirror (relid, target_schema, target_table, key_columns,"
 			   " columns, row_filter, soft_delete_column, options, resync_no, resync_mode,"
 			   " source_schema, source_name, source_owner, follow)"
 			   " VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, '{}'), 1, $9, $10, $11, $12, $13)"
-			   " ON CONFLICT DO NOTHING", 13, types, values, nulls) == 1;
+			   " ON CONFLICT DO NOTHING RETURNING mirror_id)"
+			   " INSERT INTO crate_sync.mirror_state (mirror_id, relid) SELECT mirror_id, $1 FROM m",
+			   13, types, values, nulls) == 1;
 	SPI_finish();
 	return done;
 }

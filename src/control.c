@@ -329,6 +329,8 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 		/* before the look: what was found to be due until then is seen by it */
 		refreshed = live_is_refreshed(w.relid, refresh);
 		look_at_sync(&w);
+		if (refreshed && (w.chunks_left || w.loading))
+			refresh = 0;		/* more has come of it: once more behind that */
 		/* a stopped table may lack what nobody has queued yet */
 		if (!w.chunks_left && !w.loading && w.in_error == NULL)
 		{

@@ -40,6 +40,9 @@ dlist_head	sync_tables = DLIST_STATIC_INIT(sync_tables);
 
 Oid			state_catalog_relid = InvalidOid;	/* of crate_sync.mirror */
 
+/* mirror_state.due of a table that came into the catalog by a dump */
+#define DUE_RESTORED "it came with a dump"
+
 static bool catalog_stale = true;
 static TimestampTz next_reload = 0;
 static uint64 last_pass_no = 0;
@@ -227,6 +230,21 @@ state_changed(void)
 	next_reload = 0;
 }
 
+/*
+ * Takes in what was committed before, and writes down what comes of it: a load
+ * that is owed is known from then on.
+ */
+void
+state_look(void)
+{
+	StartTransactionCommand();
+	CommitTransactionCommand();
+	if (catalog_stale)
+		state_reload();
+	if (state_ack_due())
+		state_ack(false);
+}
+
 bool
 state_catalog_stale(void)
 {
@@ -299,9 +317,13 @@ read_durable(SyncTable *st)
 	MemoryContext oldcxt;
 
 	SPI_connect();
-	SPI_execute_with_args("INSERT INTO crate_sync.mirror_state (mirror_id, relid) VALUES ($1, $2) "
-						  "ON CONFLICT (mirror_id) DO UPDATE SET relid = $2",
+	SPI_execute_with_args("UPDATE crate_sync.mirror_state SET relid = $2 WHERE mirror_id = $1",
 						  2, types, values, NULL, false, 0);
+	if (SPI_processed == 0)
+		/* add_table makes it with the row of mirror, which dumps have, too */
+		SPI_execute_with_args("INSERT INTO crate_sync.mirror_state (mirror_id, relid, due) "
+							  "VALUES ($1, $2, '" DUE_RESTORED "')",
+							  2, types, values, NULL, false, 0);
 	SPI_execute_with_args("SELECT * FROM crate_sync.mirror_state WHERE mirror_id = $1",
 						  1, types, values, NULL, false, 0);
 	if (SPI_processed == 1)
@@ -325,6 +347,7 @@ read_durable(SyncTable *st)
 		st->shape = s ? pstrdup(s) : NULL;
 		s = spi_string(0, "due");
 		st->due = s ? pstrdup(s) : NULL;
+		st->from_dump = s != NULL && strcmp(s, DUE_RESTORED) == 0;
 		st->due_again = spi_int(0, "due_again", 0);
 		s = spi_string(0, "load_mode");
 		st->load_mode = s ? pstrdup(s) : NULL;
@@ -414,7 +437,6 @@ typedef struct Shape
 	Captured	captured;
 	List	   *types;			/* relations of composite types */
 	bool		has_types;		/* of users, or collations of theirs */
-	bool		made_with_row;	/* its trigger, by the transaction that put it into the catalog */
 } Shape;
 
 static const char shape_query[] =
@@ -459,9 +481,7 @@ static const char shape_query[] =
 "  (SELECT pg_catalog.count(*) FROM ours WHERE tgenabled = 'A') = 2 * (SELECT pg_catalog.count(*) FROM tree), "
 "  (SELECT pg_catalog.count(*) FROM ours WHERE tgenabled IN ('A', 'O') AND tgname = '" CS_TRIGGER "') = (SELECT pg_catalog.count(*) FROM tree), "
 "  ARRAY(SELECT y.typrelid FROM types JOIN pg_catalog.pg_type y ON y.oid = types.oid WHERE y.typtype = 'c'), "
-"  EXISTS (SELECT FROM types WHERE oid >= 16384) OR EXISTS (SELECT FROM cols WHERE attcollation >= 16384), "
-"  EXISTS (SELECT FROM ours o JOIN crate_sync.mirror m ON m.relid = o.tgrelid WHERE o.tgrelid = $1 "
-"    AND o.tgname = '" CS_TRIGGER "' AND o.xmin = m.xmin)";
+"  EXISTS (SELECT FROM types WHERE oid >= 16384) OR EXISTS (SELECT FROM cols WHERE attcollation >= 16384)";
 
 /* the n-th word of a shape, or an empty one */
 static const char *
@@ -566,7 +586,6 @@ table_shape(SyncTable *st, const MirrorTable *def, Shape *shape)
 	shape->labels_before = MemoryContextStrdup(cxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2));
 	shape->captured = shape_bool(4) ? CAPTURED_WHOLLY : shape_bool(5) ? CAPTURED_PARTLY : CAPTURED_NOT;
 	shape->has_types = shape_bool(7);
-	shape->made_with_row = shape_bool(8);
 	deconstruct_array(DatumGetArrayTypeP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 6, &isnull)),
 					  OIDOID, sizeof(Oid), true, TYPALIGN_INT, &elems, NULL, &nelems);
 	MemoryContextSwitchTo(cxt);
@@ -844,23 +863,21 @@ look_at_table(SyncTable *st, bool as_it_is, Shape *shape, List **key_columns)
 }
 
 /*
- * add_table makes a row of the catalog and the triggers in one transaction.  A
- * row without them came by a dump that is being restored, and will make its
- * triggers, too: whoever makes them first has the restore fail.  They are left
- * to it until all sessions of that time are gone, or somebody asks for a
- * resync.
+ * A table that came into the catalog by a dump gets its triggers by it, too:
+ * who makes them first has the restore fail.  They are left to it until all
+ * sessions of that time are gone, or somebody asks for a resync.
  */
 static bool
-is_being_restored(SyncTable *st, const Shape *shape)
+is_being_restored(SyncTable *st)
 {
 	Oid			types[1] = {TIMESTAMPTZOID};
 	Datum		values[1];
 	bool		found;
 
+	if (!st->from_dump)
+		return false;
 	if (st->restored_seen == 0)
 	{
-		if (st->shape != NULL || st->claimed || shape->made_with_row)
-			return false;
 		st->restored_seen = GetCurrentTimestamp();
 		st->restored_resync_no = st->spec.resync_no;
 	}
@@ -921,7 +938,7 @@ resolve_table(SyncTable *st)
 
 	if (error == NULL && shape.captured != CAPTURED_WHOLLY)
 	{
-		if (is_being_restored(st, &shape))
+		if (is_being_restored(st))
 		{
 			table_trouble(st, "restored",
 						  psprintf("%s.%s came with a dump, its triggers have yet to come: they are made when the sessions that may restore it are gone",
@@ -1220,6 +1237,8 @@ state_reload(void)
 		else if (st->gone && !OidIsValid(name_holder(spec)))
 			(void) clean_up_gone(st);
 		MemoryContextSwitchTo(cxt);
+		if (st->gone)
+			drop_work(st, false);	/* nobody reads its rows any more */
 		if (st->stale || st->gone || st->mend_attempts > 0 ||
 			(spec->follow_name && is_renamed(st, spec)))
 		{

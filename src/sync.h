@@ -173,7 +173,8 @@ struct SyncTable
 	bool		calls_functions;	/* in its filter, users' */
 	int			mend_attempts;	/* triggers fire, but not as they should: tries in a row */
 	TimestampTz mend_at;		/* the next one */
-	TimestampTz restored_seen;	/* it came by a dump without its triggers; 0: it did not */
+	bool		from_dump;		/* it came into the catalog by one: durable, as due */
+	TimestampTz restored_seen;	/* when its triggers were not there yet; 0: not so far */
 	int			restored_resync_no;
 
 	/* durable, as in mirror_state */
@@ -446,6 +447,7 @@ extern void state_ack(bool force);
 extern bool state_ack_due(void);
 extern void state_changed(void);	/* the catalog may have */
 extern bool state_catalog_stale(void);
+extern void state_look(void);	/* all that was committed before is known from then on */
 extern SyncTable *state_find(Oid relid);
 extern int64 state_count(void);
 extern void state_drop_chunk(const QueueChunk *chunk);	/* at the next state_ack */

@@ -181,7 +181,7 @@ worker_has_room(const SyncTable *st)
 bool
 worker_may_feed(SyncTable *st)
 {
-	if (!worker_target_ok || st->in_error || !st->target_ready || st->spec.paused)
+	if (!worker_target_ok || st->in_error || !st->target_ready || st->spec.paused || st->gone)
 		return false;
 	if (!worker_has_room(st))
 		return false;
@@ -802,8 +802,9 @@ refresh_tables(Oid relid)
 
 		if (OidIsValid(relid) && st->relid != relid)
 			continue;
-		/* whose it is is not known yet: perhaps it is to be resynced */
-		if (!st->target_ready && st->def != NULL && !st->in_error && !st->spec.paused)
+		/* what it is, or whose, is not known yet: perhaps it is to be resynced */
+		if ((st->stale || (!st->target_ready && st->def != NULL)) && !st->in_error &&
+			!st->spec.paused && !st->gone)
 			return false;
 		if (!st->unrefreshed || !st->target_ready || st->def == NULL)
 			continue;
@@ -837,6 +838,7 @@ serve_refreshes(void)
 {
 	LiveShared *live = live_attach();
 	LiveRefresh asked[LIVE_REFRESHES];
+	bool		looked = false;
 
 	if (live_db == NULL)
 		return;
@@ -845,7 +847,13 @@ serve_refreshes(void)
 	LWLockRelease(&live->lock);
 	for (int i = 0; i < LIVE_REFRESHES && worker_target_ok; i++)
 	{
-		if (asked[i].wanted == asked[i].done || !refresh_tables(asked[i].relid))
+		if (asked[i].wanted == asked[i].done)
+			continue;
+		/* what was altered before it was asked for may owe a load: the waiter has to see that */
+		if (!looked)
+			state_look();
+		looked = true;
+		if (!refresh_tables(asked[i].relid))
 			continue;
 		LWLockAcquire(&live->lock, LW_EXCLUSIVE);
 		live_db->refreshes[i].done = asked[i].wanted;

@@ -181,6 +181,8 @@ CrateSync::on_targets($node, sub {
 	ok($m->wait_sync, 'a label more');
 	is(done_loads($m) - $before, 1, 'loads nothing');
 	$m->sql(q{ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'});
+	ok($m->wait_sync('e'), 'a label renamed, and waited for at once');
+	is($m->target_value(q{SELECT count(*) FROM {e} WHERE m = 'sad'}), 0, 'is nowhere any more');
 	$m->equal('e', 'a label renamed, which is a key, too');
 	is($m->target_count('e'), 2, 'no row is there twice');
 	$m->sql(q{ALTER TYPE pair ADD ATTRIBUTE c int});
@@ -208,6 +210,27 @@ CrateSync::on_targets($node, sub {
 	$m->sql('CREATE TABLE stop ()');
 	is(join('', map { $_->done } @w), '', 'none of them fails');
 	$m->equal('t', 'and after them');
+
+	# --- added, and its triggers off and on before the worker has looked
+	$let_go = hold($m, 'before queue');
+	$m->sql('UPDATE t SET v = v WHERE id = 1');
+	held($m, 'before queue');
+	$m->sql(q{CREATE TABLE h (id int PRIMARY KEY); SELECT crate_sync.add_table('h'); ALTER TABLE h DISABLE TRIGGER USER; ALTER TABLE h ENABLE TRIGGER USER; INSERT INTO h VALUES (1)});
+	$let_go->();
+	$m->equal('h', 'triggers off and on behind add_table');
+
+	# --- dropped after its rows were read into the worker's hands
+	$m->sql(q{CREATE TABLE z (id int PRIMARY KEY, v text); CREATE TABLE z_new (LIKE z INCLUDING ALL)});
+	$m->add('z');
+	$m->equal('z', 'before it is dropped');
+	$let_go = hold($m, 'before read');
+	$m->sql(q{INSERT INTO z VALUES (1, 'v')});
+	held($m, 'before read');
+	$m->sql('BEGIN; DROP TABLE z; ALTER TABLE z_new RENAME TO z; COMMIT');
+	$let_go->();
+	ok($m->poll('SELECT queued_keys FROM crate_sync.status', 0), 'its keys leave the queue');
+	ok($m->wait_sync, 'nobody waits for them');
+	$m->sql('SELECT crate_sync.remove_table(relid) FROM crate_sync.mirror WHERE source_name = $$z$$');
 
 	# --- who follows the name: a swap, and DROP and RENAME
 	$m->sql(q{CREATE TABLE n (id int PRIMARY KEY, v text); INSERT INTO n SELECT i, 'first' FROM generate_series(1, 10) i;
