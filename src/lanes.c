@@ -589,6 +589,7 @@ lanes_dispatch(SyncTable *st, bool input_idle)
 		st->n_submitted++;
 		st->next_lane = (lane->no + 1) % st->nlanes;
 		sent = true;
+		cs_point("after send");
 	}
 	return sent;
 }

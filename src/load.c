@@ -305,6 +305,7 @@ sweep_step(SyncTable *st)
 	if (st->feed_sweep_key != NULL)
 		after = reader_key_rowset(st, st->feed_sweep_key);
 	memset(&res, 0, sizeof(res));
+	cs_point("before page");
 	the_target->ops->page(the_target, &st->def->target, st->def->target.keys, st->def->nkeys,
 						  after, SWEEP_KEYS, !st->sweep_started, page, &res);
 	if (res.outcome != TARGET_OK)

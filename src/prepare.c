@@ -104,6 +104,7 @@ process_removals(void)
 	}
 
 	memset(&res, 0, sizeof(res));
+	cs_point("before removal");
 	whole = rebuilt_table(table);
 	if (whole != NULL)
 		claim_look(schema, whole, &foreign, &res);
@@ -126,6 +127,7 @@ process_removals(void)
 	if (res.outcome != TARGET_OK && drop)
 		ereport(LOG, (errmsg("crate_sync: target table %s.%s could not be dropped: %s",
 							 schema, table, res.message)));
+	cs_point("after removal");
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
@@ -413,8 +415,10 @@ prepare_table(SyncTable *st)
 			table_trouble(st, res.code, res.message, NULL);
 			return false;
 		}
+		cs_point("before claim");
 		if (!claim_for(st))
 			return false;
+		cs_point("after claim");
 		for (int i = 0; i < st->nlanes; i++)
 			st->lanes[i].epoch = 0;
 		if (!fence_former_lanes(st))

@@ -35,6 +35,7 @@
 #include "common/hashfn.h"
 #include "executor/spi.h"
 #include "plans.h"
+#include "point.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
@@ -967,6 +968,8 @@ record_differences(SyncTable *st, VerifyRun *run, List *differences)
 	KeyRun		keys;
 	int			nkeys = 0;
 
+	if (run->repair)
+		cs_point("before repair");
 	initStringInfo(&packed);
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -1192,6 +1195,7 @@ check_step(SyncTable *st, VerifyRun *run)
 	run->attempts = 0;
 
 	/* then the source, and in the same snapshot the queue */
+	cs_point("verify check");
 	ks = keyset_create(CurrentMemoryContext, st);
 	check.index = index_create(CurrentMemoryContext, n);
 	check.candidate = batch;
@@ -1305,6 +1309,7 @@ rows_step(SyncTable *st, VerifyRun *run)
 	if (!reader_collect_range(st, source, run->piece_rows, PIECE_BYTES, run->step_cxt,
 							  &unread, &restarted))
 		return false;
+	cs_point("verify piece");
 	if (restarted)
 		run->countable = false; /* rows may be met twice */
 	if (unread != NULL)
@@ -1432,6 +1437,7 @@ keys_step(SyncTable *st, VerifyRun *run)
 		return false;
 	}
 	run->attempts = 0;
+	cs_point("verify page");
 
 	initStringInfo(&cells);
 	StartTransactionCommand();

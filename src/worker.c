@@ -999,7 +999,10 @@ take_turn(void)
 		turn.next_look = TimestampTzPlusMilliseconds(now, Min(cs_interval, 1000));
 	}
 	if (state_catalog_stale())
+	{
 		state_reload();
+		cs_point("after reload");
+	}
 	if (!target_open() || !target_check())
 		return false;
 
