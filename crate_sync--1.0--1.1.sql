@@ -20,7 +20,13 @@ UPDATE mirror SET source_schema = n.nspname, source_name = c.relname, source_own
 
 ALTER TABLE mirror_state
 	ADD COLUMN due text,
-	ADD COLUMN due_again boolean NOT NULL DEFAULT false;
+	ADD COLUMN due_again boolean NOT NULL DEFAULT false,
+	ADD COLUMN n_differences bigint;
+ALTER TABLE difference ADD COLUMN repaired boolean NOT NULL DEFAULT false;
+-- what the last verify left, unless a load went over it
+UPDATE mirror_state s SET n_differences = CASE WHEN s.last_verify_ok OR s.last_load_time > s.last_verify_time THEN 0
+		ELSE (SELECT pg_catalog.count(*) FROM difference d WHERE d.mirror_id = s.mirror_id) END
+	WHERE s.last_verify_time IS NOT NULL;
 
 ALTER TABLE control ADD COLUMN start_no int NOT NULL DEFAULT 0;
 ALTER TABLE worker_state ADD COLUMN start_done int NOT NULL DEFAULT 0;
@@ -101,3 +107,229 @@ BEGIN
 	END LOOP;
 END $$;
 DROP TABLE pg_temp.crate_sync_grants;
+
+/* ---------------------------------------------------------------------------
+ * Status
+ * ------------------------------------------------------------------------ */
+
+CREATE FUNCTION table_states(OUT mirror_id int, OUT schemaname name, OUT relname name, OUT state text,
+							 OUT trouble int, OUT message text, OUT hint text, OUT n_differences bigint)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'crate_sync_table_states' LANGUAGE C STRICT ROWS 10;
+COMMENT ON FUNCTION table_states() IS
+	'the state of each mirrored table; trouble: NULL if it is well, 0 is the worst';
+
+-- keys are values of a table: for those who may read it
+CREATE OR REPLACE VIEW failed_rows AS
+	SELECT f.failed_id, m.relid, coalesce(n.nspname, m.source_schema) AS schemaname, coalesce(c.relname, m.source_name) AS relname,
+		   CASE WHEN has_table_privilege(m.relid, 'SELECT') AND NOT row_security_active(m.relid)
+			THEN f.key END AS key, f.action,
+		   f.error_code, f.error_message, f.attempts, f.first_failed_time, f.last_failed_time
+	FROM crate_sync.failed f
+		JOIN crate_sync.mirror m USING (mirror_id)
+		LEFT JOIN pg_catalog.pg_class c ON c.oid = m.relid
+		LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
+COMMENT ON VIEW failed_rows IS 'keys whose rows could not be pushed, with the target''s words';
+
+CREATE OR REPLACE VIEW differences AS
+	SELECT m.relid, coalesce(n.nspname, m.source_schema) AS schemaname, coalesce(c.relname, m.source_name) AS relname,
+		   CASE WHEN has_table_privilege(m.relid, 'SELECT') AND NOT row_security_active(m.relid)
+			THEN d.key END AS key, d.kind, d.columns, d.found_time,
+		   d.repaired OR coalesce(s.n_differences = 0, false) AS repaired
+	FROM crate_sync.difference d
+		JOIN crate_sync.mirror m USING (mirror_id)
+		LEFT JOIN crate_sync.mirror_state s USING (mirror_id)
+		LEFT JOIN pg_catalog.pg_class c ON c.oid = m.relid
+		LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
+COMMENT ON VIEW differences IS 'what the last verify of each table found';
+
+CREATE OR REPLACE VIEW tables AS
+	SELECT m.relid, t.schemaname, t.relname,
+		   quote_ident(m.target_schema) || '.' || quote_ident(m.target_table) AS target,
+		   t.state,
+		   coalesce(clock_timestamp() - q.oldest, interval '0') AS lag,
+		   coalesce(q.queued_keys, 0) AS queued_keys,
+		   coalesce(s.n_tup_upserted, 0) AS n_tup_upserted,
+		   coalesce(s.n_tup_deleted, 0) AS n_tup_deleted,
+		   coalesce(s.n_tup_failed, 0) AS n_tup_failed,
+		   (SELECT count(*) FROM crate_sync.failed f WHERE f.mirror_id = m.mirror_id) AS n_failed_rows,
+		   coalesce(s.requests, 0) AS requests, coalesce(s.retries, 0) AS retries,
+		   coalesce(s.bytes_sent, 0) AS bytes_sent, coalesce(s.request_time, 0) AS request_time,
+		   s.last_ack_time, s.last_load_time, s.last_verify_time, s.last_verify_ok,
+		   s.last_error, s.last_error_code, s.last_error_time, t.hint, s.due, s.n_differences
+	FROM crate_sync.mirror m
+		JOIN crate_sync.table_states() t USING (mirror_id)
+		LEFT JOIN crate_sync.mirror_state s USING (mirror_id)
+		LEFT JOIN crate_sync.queue_stats(true) q ON q.relid = m.relid;
+COMMENT ON VIEW tables IS 'mirrored tables: what each has pushed, how far behind it is, and why';
+
+CREATE OR REPLACE VIEW progress AS
+	SELECT w.pid, m.relid, n.nspname AS schemaname, c.relname,
+		   CASE s.load_phase WHEN 'verify' THEN 'verify'
+			ELSE coalesce(s.load_mode, 'full') END AS command,
+		   s.load_phase AS phase, s.load_total AS tuples_total, s.load_rows AS tuples_done,
+		   s.load_bytes AS bytes_sent,
+		   r.rate, s.load_start AS start_time,
+		   CASE WHEN r.rate > 0 AND s.load_total > s.load_rows
+				THEN pg_catalog.make_interval(secs => (s.load_total - s.load_rows) / r.rate)
+		   END AS time_left
+	FROM crate_sync.mirror m
+		JOIN crate_sync.mirror_state s USING (mirror_id)
+		JOIN pg_catalog.pg_class c ON c.oid = m.relid
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		CROSS JOIN crate_sync.worker_status() w
+		CROSS JOIN LATERAL (SELECT s.load_rows
+			/ nullif(extract(epoch FROM clock_timestamp() - s.load_start), 0)::float8 AS rate) r
+	WHERE s.load_phase IS NOT NULL;
+COMMENT ON VIEW progress IS 'loads, resyncs and verifies under way';
+
+CREATE OR REPLACE VIEW status AS
+	WITH y AS MATERIALIZED (SELECT * FROM crate_sync.table_states())
+	SELECT v.state = 'ok' AS ok, v.state, v.message, v.hint, w.target, w.target_version, w.pid,
+		   w.backend_start, w.preloaded, t.n_tables, t.n_tables_not_ok,
+		   coalesce(q.queued_keys, 0) AS queued_keys, coalesce(q.queue_bytes, 0) AS queue_bytes,
+		   coalesce(l.lag, interval '0') AS lag,
+		   f.n_failed_rows, w.last_send_time, w.last_ack_time, w.last_error, w.last_error_time,
+		   t.n_differences
+	FROM crate_sync.worker_status() w
+		CROSS JOIN (SELECT count(*) AS n_tables, count(y.trouble) AS n_tables_not_ok,
+						   count(*) FILTER (WHERE y.state IN ('new', 'loading', 'sweeping')) AS n_loading,
+						   count(*) FILTER (WHERE y.state IN ('incomplete', 'detached')) AS n_incomplete,
+						   count(*) FILTER (WHERE y.state = 'paused') AS n_paused,
+						   coalesce(sum(y.n_differences), 0)::bigint AS n_differences
+					FROM y) t
+		LEFT JOIN (SELECT y.state, y.message, y.hint FROM y WHERE y.trouble IS NOT NULL ORDER BY y.trouble, y.schemaname, y.relname LIMIT 1) b ON true
+		LEFT JOIN crate_sync.queue_stats(false) q ON true
+		CROSS JOIN (SELECT count(*) AS n_failed_rows FROM crate_sync.failed) f
+		CROSS JOIN LATERAL (SELECT (SELECT c.stopped FROM crate_sync.control c) AS stopped) k
+		CROSS JOIN LATERAL (SELECT pg_catalog.current_setting('crate_sync.max_lag')::interval AS max_lag,
+								   pg_catalog.clock_timestamp() - q.oldest AS lag) l
+		CROSS JOIN LATERAL (SELECT
+			x.state, x.message, x.hint
+			FROM (VALUES
+				(k.stopped, 'stopped', 'the worker was stopped', 'SELECT crate_sync.start();'),
+				(w.pid IS NULL AND w.target_state = 'down', 'down', w.last_error, w.hint),
+				(w.target = '', 'no target', 'no target is set', w.hint),
+				(w.pid IS NULL, 'no worker', 'no worker is running in this database', w.hint),
+				(w.target_state = 'disabled', 'disabled', 'crate_sync.enabled is off: nothing is pushed',
+				 'ALTER SYSTEM SET crate_sync.enabled = on; SELECT pg_reload_conf();'),
+				(w.target_state = 'starting', 'starting', 'the worker begins, or tries its settings', NULL),
+				(w.target_state <> 'ok', w.target_state, w.last_error, w.hint),
+				(b.state = 'error', 'table error', b.message, b.hint),
+				(b.state IN ('renamed', 'dropped'), b.state, b.message, b.hint),
+				(q.queue_bytes > pg_catalog.pg_size_bytes(pg_catalog.current_setting('crate_sync.max_queue_size')), 'queue full',
+				 'the queue holds ' || pg_catalog.pg_size_pretty(q.queue_bytes) || ', more than crate_sync.max_queue_size',
+				 'see crate_sync.tables for what is behind and why'),
+				(l.max_lag > interval '0' AND l.lag > l.max_lag, 'lagging',
+				 'the oldest queued change is ' || pg_catalog.date_trunc('second', l.lag) || ' old',
+				 'see crate_sync.tables for what is behind and why'),
+				(b.state IN ('incomplete', 'detached'), 'incomplete', t.n_incomplete || ' table(s) not loaded in full; ' || b.message, b.hint),
+				(b.state = 'differences', b.state, b.message, b.hint),
+				(b.state = 'paused', b.state, t.n_paused || ' table(s) paused', CASE t.n_paused WHEN 1 THEN b.hint ELSE 'SELECT crate_sync.resume();' END),
+				(f.n_failed_rows > 0, 'failed rows', f.n_failed_rows || ' row(s) could not be pushed',
+				 'see crate_sync.failed_rows; mend them and SELECT crate_sync.retry_failed();'),
+				(t.n_tables = 0, 'nothing mirrored', 'no tables are mirrored yet', 'SELECT crate_sync.add_table(''schema.table'');'),
+				(t.n_loading > 0, 'ok', t.n_loading || ' table(s) loading', NULL),
+				(coalesce(q.queued_keys, 0) > 0, 'ok', q.queued_keys || ' key(s) queued', NULL),
+				(true, 'ok', 'all changes are in the target', NULL)) AS x(holds, state, message, hint)
+			WHERE x.holds LIMIT 1) v;
+COMMENT ON VIEW status IS 'whether all is well, and if not, what to do';
+
+COMMENT ON COLUMN status.ok IS 'whether all is well: state is ok';
+COMMENT ON COLUMN status.state IS 'ok, or what is most in the way of that';
+COMMENT ON COLUMN status.message IS 'the same in words; if ok, what is under way';
+COMMENT ON COLUMN status.hint IS 'what to do about it';
+COMMENT ON COLUMN status.target IS 'where the worker pushes; without a worker, this sessions crate_sync.target';
+COMMENT ON COLUMN status.target_version IS 'product and version that the target named when it was last connected to';
+COMMENT ON COLUMN status.pid IS 'the workers process; NULL: none runs in this database';
+COMMENT ON COLUMN status.backend_start IS 'when the worker began';
+COMMENT ON COLUMN status.preloaded IS 'whether crate_sync is in shared_preload_libraries, so that the worker starts with the server';
+COMMENT ON COLUMN status.n_tables IS 'mirrored tables';
+COMMENT ON COLUMN status.n_tables_not_ok IS 'those that are in error, renamed, dropped, incomplete, detached or paused, or have differences';
+COMMENT ON COLUMN status.queued_keys IS 'keys that wait to be pushed; of a large queue about so many';
+COMMENT ON COLUMN status.queue_bytes IS 'size of the queue on disk';
+COMMENT ON COLUMN status.lag IS 'age of the oldest key in the queue; of a large queue about so much';
+COMMENT ON COLUMN status.n_failed_rows IS 'rows in failed_rows';
+COMMENT ON COLUMN status.last_send_time IS 'when the target last answered a request with rows';
+COMMENT ON COLUMN status.last_ack_time IS 'when the worker last wrote down that rows have arrived';
+COMMENT ON COLUMN status.last_error IS 'the workers or the targets last error, mended or not';
+COMMENT ON COLUMN status.last_error_time IS 'when that was';
+COMMENT ON COLUMN status.n_differences IS 'differences that the last verify of each table found, and that nothing has mended since';
+COMMENT ON COLUMN tables.relid IS 'the mirrored table';
+COMMENT ON COLUMN tables.schemaname IS 'its schema; of a table that was dropped, that which it was added by';
+COMMENT ON COLUMN tables.relname IS 'its name, likewise';
+COMMENT ON COLUMN tables.target IS 'its table in the target; public is doc there';
+COMMENT ON COLUMN tables.state IS 'new, loading, sweeping, verifying, ready; or error, renamed, dropped, incomplete, detached, differences, paused';
+COMMENT ON COLUMN tables.lag IS 'age of its oldest key in the queue; of a large queue about so much. NULL: not known';
+COMMENT ON COLUMN tables.queued_keys IS 'its keys in the queue; of a large queue about so many. NULL: not known, as none was met in a sample';
+COMMENT ON COLUMN tables.n_tup_upserted IS 'rows written to the target, ever';
+COMMENT ON COLUMN tables.n_tup_deleted IS 'rows deleted in the target, ever';
+COMMENT ON COLUMN tables.n_tup_failed IS 'rows set aside, ever';
+COMMENT ON COLUMN tables.n_failed_rows IS 'its rows in failed_rows';
+COMMENT ON COLUMN tables.requests IS 'requests with its rows, ever';
+COMMENT ON COLUMN tables.retries IS 'requests that had to be sent again, ever';
+COMMENT ON COLUMN tables.bytes_sent IS 'size of the requests, ever';
+COMMENT ON COLUMN tables.request_time IS 'time that the requests took, in ms, ever';
+COMMENT ON COLUMN tables.last_ack_time IS 'when queued changes of it were last written down as arrived';
+COMMENT ON COLUMN tables.last_load_time IS 'when a load or resync of it ended last; NULL: none has, or what it has pushed since then may not be all';
+COMMENT ON COLUMN tables.last_verify_time IS 'when a verify of it ended last';
+COMMENT ON COLUMN tables.last_verify_ok IS 'whether that verify left no difference; false, too, if it was given up';
+COMMENT ON COLUMN tables.last_error IS 'its last error, mended or not';
+COMMENT ON COLUMN tables.last_error_code IS 'the targets code of that, or the SQLSTATE';
+COMMENT ON COLUMN tables.last_error_time IS 'when that was';
+COMMENT ON COLUMN tables.hint IS 'what to do about its state';
+COMMENT ON COLUMN tables.due IS 'why a load of it is owed; NULL: none is';
+COMMENT ON COLUMN tables.n_differences IS 'differences that the last verify found and that neither repair nor a load has mended; NULL: no verify came to its end';
+COMMENT ON COLUMN progress.pid IS 'the workers process';
+COMMENT ON COLUMN progress.relid IS 'the table';
+COMMENT ON COLUMN progress.schemaname IS 'its schema';
+COMMENT ON COLUMN progress.relname IS 'its name';
+COMMENT ON COLUMN progress.command IS 'initial, full, upsert, rebuild, sweep or verify';
+COMMENT ON COLUMN progress.phase IS 'load: rows are pushed; sweep: the targets keys are looked up; verify: both sides are compared';
+COMMENT ON COLUMN progress.tuples_total IS 'rows of the table, an estimate';
+COMMENT ON COLUMN progress.tuples_done IS 'rows, or keys of the target, that are done with';
+COMMENT ON COLUMN progress.bytes_sent IS 'size of the requests';
+COMMENT ON COLUMN progress.rate IS 'rows per second since start_time';
+COMMENT ON COLUMN progress.start_time IS 'when this phase began';
+COMMENT ON COLUMN progress.time_left IS 'as long as it takes at this rate, if tuples_total is right';
+COMMENT ON COLUMN failed_rows.failed_id IS 'argument of retry_failed and discard_failed';
+COMMENT ON COLUMN failed_rows.relid IS 'the mirrored table';
+COMMENT ON COLUMN failed_rows.schemaname IS 'its schema';
+COMMENT ON COLUMN failed_rows.relname IS 'its name';
+COMMENT ON COLUMN failed_rows.key IS 'the rows key, for those who may read the table; a string where it cannot be said otherwise';
+COMMENT ON COLUMN failed_rows.action IS 'what was refused: upsert or delete by the target, read by the source';
+COMMENT ON COLUMN failed_rows.error_code IS 'the targets code, or the SQLSTATE';
+COMMENT ON COLUMN failed_rows.error_message IS 'why, in the targets words or the sources';
+COMMENT ON COLUMN failed_rows.attempts IS 'how often it was refused';
+COMMENT ON COLUMN failed_rows.first_failed_time IS 'when it was refused first';
+COMMENT ON COLUMN failed_rows.last_failed_time IS 'when it was refused last';
+COMMENT ON COLUMN differences.relid IS 'the mirrored table';
+COMMENT ON COLUMN differences.schemaname IS 'its schema';
+COMMENT ON COLUMN differences.relname IS 'its name';
+COMMENT ON COLUMN differences.key IS 'the rows key, for those who may read the table; a string where it cannot be said otherwise';
+COMMENT ON COLUMN differences.kind IS 'missing in the target, extra there, or different';
+COMMENT ON COLUMN differences.columns IS 'columns that differ; NULL if kind is not different, or the row could not be compared';
+COMMENT ON COLUMN differences.found_time IS 'when it was found';
+COMMENT ON COLUMN differences.repaired IS 'whether verify with repair has seen both sides equal afterwards, or a full load went over it';
+
+-- for whom the other functions behind the views are, and for nobody else
+DO $$
+DECLARE
+	grantee pg_catalog.text;
+	with_option pg_catalog.bool;
+BEGIN
+	FOR grantee IN
+		SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END
+		FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) AS a
+		WHERE p.oid = 'table_states()'::pg_catalog.regprocedure AND a.grantee <> p.proowner
+	LOOP
+		EXECUTE 'REVOKE ALL ON FUNCTION table_states() FROM ' || grantee || ' CASCADE';
+	END LOOP;
+	FOR grantee, with_option IN
+		SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END, a.is_grantable
+		FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) AS a
+		WHERE p.oid = 'worker_status()'::pg_catalog.regprocedure AND a.grantee <> p.proowner
+	LOOP
+		EXECUTE 'GRANT EXECUTE ON FUNCTION table_states() TO ' || grantee || CASE WHEN with_option THEN ' WITH GRANT OPTION' ELSE '' END;
+	END LOOP;
+END $$;

@@ -71,7 +71,8 @@ CREATE TABLE mirror_state (
 	last_error_time timestamptz,
 	hint text,
 	due text,                          -- why a load is owed; NULL: none is
-	due_again boolean NOT NULL DEFAULT false -- one more, behind that under way
+	due_again boolean NOT NULL DEFAULT false, -- one more, behind that under way
+	n_differences bigint               -- of the last verify, not mended; NULL: there was none
 ) WITH (fillfactor = 50);
 
 -- one row per key that the target, or the reading of the row, refused
@@ -131,7 +132,8 @@ CREATE TABLE difference (
 	key jsonb NOT NULL,
 	kind text NOT NULL,                -- missing, extra, different
 	columns name[],
-	found_time timestamptz NOT NULL DEFAULT clock_timestamp()
+	found_time timestamptz NOT NULL DEFAULT clock_timestamp(),
+	repaired boolean NOT NULL DEFAULT false
 );
 CREATE INDEX difference_mirror ON difference (mirror_id);
 
@@ -370,33 +372,42 @@ CREATE FUNCTION worker_status(OUT target text, OUT target_version text, OUT pid 
 	AS 'MODULE_PATHNAME', 'crate_sync_worker_status' LANGUAGE C STRICT;
 COMMENT ON FUNCTION worker_status() IS 'what this database''s worker says of itself';
 
+CREATE FUNCTION table_states(OUT mirror_id int, OUT schemaname name, OUT relname name, OUT state text,
+							 OUT trouble int, OUT message text, OUT hint text, OUT n_differences bigint)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'crate_sync_table_states' LANGUAGE C STRICT ROWS 10;
+COMMENT ON FUNCTION table_states() IS
+	'the state of each mirrored table; trouble: NULL if it is well, 0 is the worst';
+
 -- keys are values of a table: for those who may read it
 CREATE VIEW failed_rows AS
-	SELECT f.failed_id, m.relid, n.nspname AS schemaname, c.relname,
+	SELECT f.failed_id, m.relid, coalesce(n.nspname, m.source_schema) AS schemaname, coalesce(c.relname, m.source_name) AS relname,
 		   CASE WHEN has_table_privilege(m.relid, 'SELECT') AND NOT row_security_active(m.relid)
 			THEN f.key END AS key, f.action,
 		   f.error_code, f.error_message, f.attempts, f.first_failed_time, f.last_failed_time
 	FROM crate_sync.failed f
 		JOIN crate_sync.mirror m USING (mirror_id)
-		JOIN pg_catalog.pg_class c ON c.oid = m.relid
-		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
+		LEFT JOIN pg_catalog.pg_class c ON c.oid = m.relid
+		LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
 COMMENT ON VIEW failed_rows IS 'keys whose rows could not be pushed, with the target''s words';
 
 CREATE VIEW differences AS
-	SELECT m.relid, n.nspname AS schemaname, c.relname,
+	SELECT m.relid, coalesce(n.nspname, m.source_schema) AS schemaname, coalesce(c.relname, m.source_name) AS relname,
 		   CASE WHEN has_table_privilege(m.relid, 'SELECT') AND NOT row_security_active(m.relid)
-			THEN d.key END AS key, d.kind, d.columns, d.found_time
+			THEN d.key END AS key, d.kind, d.columns, d.found_time,
+		   d.repaired OR coalesce(s.n_differences = 0, false) AS repaired
 	FROM crate_sync.difference d
 		JOIN crate_sync.mirror m USING (mirror_id)
-		JOIN pg_catalog.pg_class c ON c.oid = m.relid
-		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
+		LEFT JOIN crate_sync.mirror_state s USING (mirror_id)
+		LEFT JOIN pg_catalog.pg_class c ON c.oid = m.relid
+		LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
 COMMENT ON VIEW differences IS 'what the last verify of each table found';
 
 CREATE VIEW tables AS
-	SELECT m.relid, n.nspname AS schemaname, c.relname,
+	SELECT m.relid, t.schemaname, t.relname,
 		   quote_ident(m.target_schema) || '.' || quote_ident(m.target_table) AS target,
-		   CASE WHEN m.paused THEN 'paused' ELSE coalesce(s.state, 'new') END AS state,
-		   coalesce(now() - q.oldest, interval '0') AS lag,
+		   t.state,
+		   coalesce(clock_timestamp() - q.oldest, interval '0') AS lag,
 		   coalesce(q.queued_keys, 0) AS queued_keys,
 		   coalesce(s.n_tup_upserted, 0) AS n_tup_upserted,
 		   coalesce(s.n_tup_deleted, 0) AS n_tup_deleted,
@@ -405,11 +416,10 @@ CREATE VIEW tables AS
 		   coalesce(s.requests, 0) AS requests, coalesce(s.retries, 0) AS retries,
 		   coalesce(s.bytes_sent, 0) AS bytes_sent, coalesce(s.request_time, 0) AS request_time,
 		   s.last_ack_time, s.last_load_time, s.last_verify_time, s.last_verify_ok,
-		   s.last_error, s.last_error_code, s.last_error_time, s.hint
+		   s.last_error, s.last_error_code, s.last_error_time, t.hint, s.due, s.n_differences
 	FROM crate_sync.mirror m
+		JOIN crate_sync.table_states() t USING (mirror_id)
 		LEFT JOIN crate_sync.mirror_state s USING (mirror_id)
-		JOIN pg_catalog.pg_class c ON c.oid = m.relid
-		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 		LEFT JOIN crate_sync.queue_stats(true) q ON q.relid = m.relid;
 COMMENT ON VIEW tables IS 'mirrored tables: what each has pushed, how far behind it is, and why';
 
@@ -434,53 +444,133 @@ CREATE VIEW progress AS
 COMMENT ON VIEW progress IS 'loads, resyncs and verifies under way';
 
 CREATE VIEW status AS
+	WITH y AS MATERIALIZED (SELECT * FROM crate_sync.table_states())
 	SELECT v.state = 'ok' AS ok, v.state, v.message, v.hint, w.target, w.target_version, w.pid,
 		   w.backend_start, w.preloaded, t.n_tables, t.n_tables_not_ok,
 		   coalesce(q.queued_keys, 0) AS queued_keys, coalesce(q.queue_bytes, 0) AS queue_bytes,
-		   coalesce(now() - q.oldest, interval '0') AS lag,
-		   f.n_failed_rows, w.last_send_time, w.last_ack_time, w.last_error, w.last_error_time
+		   coalesce(l.lag, interval '0') AS lag,
+		   f.n_failed_rows, w.last_send_time, w.last_ack_time, w.last_error, w.last_error_time,
+		   t.n_differences
 	FROM crate_sync.worker_status() w
-		CROSS JOIN (SELECT count(*) AS n_tables,
-						   count(*) FILTER (WHERE m.paused OR s.state IN ('error', 'incomplete', 'detached')) AS n_tables_not_ok,
-						   count(*) FILTER (WHERE m.paused) AS n_paused,
-						   count(*) FILTER (WHERE coalesce(s.state, 'new') IN ('new', 'loading', 'sweeping')) AS n_loading,
-						   count(*) FILTER (WHERE s.state IN ('incomplete', 'detached')) AS n_incomplete,
-						   min(m.relid::text) FILTER (WHERE s.state = 'error') AS bad_table,
-						   (array_agg(s.last_error ORDER BY m.relid::text) FILTER (WHERE s.state = 'error'))[1] AS bad_error,
-						   (array_agg(s.hint ORDER BY m.relid::text) FILTER (WHERE s.state = 'error'))[1] AS bad_hint
-					FROM crate_sync.mirror m LEFT JOIN crate_sync.mirror_state s USING (mirror_id)) t
+		CROSS JOIN (SELECT count(*) AS n_tables, count(y.trouble) AS n_tables_not_ok,
+						   count(*) FILTER (WHERE y.state IN ('new', 'loading', 'sweeping')) AS n_loading,
+						   count(*) FILTER (WHERE y.state IN ('incomplete', 'detached')) AS n_incomplete,
+						   count(*) FILTER (WHERE y.state = 'paused') AS n_paused,
+						   coalesce(sum(y.n_differences), 0)::bigint AS n_differences
+					FROM y) t
+		LEFT JOIN (SELECT y.state, y.message, y.hint FROM y WHERE y.trouble IS NOT NULL ORDER BY y.trouble, y.schemaname, y.relname LIMIT 1) b ON true
 		LEFT JOIN crate_sync.queue_stats(false) q ON true
 		CROSS JOIN (SELECT count(*) AS n_failed_rows FROM crate_sync.failed) f
 		CROSS JOIN LATERAL (SELECT (SELECT c.stopped FROM crate_sync.control c) AS stopped) k
-		CROSS JOIN (SELECT pg_catalog.current_setting('crate_sync.max_lag')::interval AS max_lag) l
+		CROSS JOIN LATERAL (SELECT pg_catalog.current_setting('crate_sync.max_lag')::interval AS max_lag,
+								   pg_catalog.clock_timestamp() - q.oldest AS lag) l
 		CROSS JOIN LATERAL (SELECT
 			x.state, x.message, x.hint
 			FROM (VALUES
 				(k.stopped, 'stopped', 'the worker was stopped', 'SELECT crate_sync.start();'),
-				(w.target = '', 'no target', 'no target is set',
-				 'ALTER SYSTEM SET crate_sync.target = ''http://host:4200''; SELECT pg_reload_conf();'),
-				(w.pid IS NULL, 'no worker', 'no worker is running in this database', coalesce(w.hint,
-				 'SELECT crate_sync.start(); and add crate_sync to shared_preload_libraries so that it starts with the server')),
+				(w.pid IS NULL AND w.target_state = 'down', 'down', w.last_error, w.hint),
+				(w.target = '', 'no target', 'no target is set', w.hint),
+				(w.pid IS NULL, 'no worker', 'no worker is running in this database', w.hint),
 				(w.target_state = 'disabled', 'disabled', 'crate_sync.enabled is off: nothing is pushed',
 				 'ALTER SYSTEM SET crate_sync.enabled = on; SELECT pg_reload_conf();'),
-				(w.target_state NOT IN ('ok', 'starting'), w.target_state, w.last_error, w.hint),
-				(t.bad_table IS NOT NULL, 'table error', t.bad_table || ': ' || t.bad_error, t.bad_hint),
+				(w.target_state = 'starting', 'starting', 'the worker begins, or tries its settings', NULL),
+				(w.target_state <> 'ok', w.target_state, w.last_error, w.hint),
+				(b.state = 'error', 'table error', b.message, b.hint),
+				(b.state IN ('renamed', 'dropped'), b.state, b.message, b.hint),
 				(q.queue_bytes > pg_catalog.pg_size_bytes(pg_catalog.current_setting('crate_sync.max_queue_size')), 'queue full',
 				 'the queue holds ' || pg_catalog.pg_size_pretty(q.queue_bytes) || ', more than crate_sync.max_queue_size',
 				 'see crate_sync.tables for what is behind and why'),
-				(l.max_lag > interval '0' AND now() - q.oldest > l.max_lag, 'lagging',
-				 'the oldest queued change is ' || pg_catalog.date_trunc('second', now() - q.oldest) || ' old',
+				(l.max_lag > interval '0' AND l.lag > l.max_lag, 'lagging',
+				 'the oldest queued change is ' || pg_catalog.date_trunc('second', l.lag) || ' old',
 				 'see crate_sync.tables for what is behind and why'),
-				(t.n_incomplete > 0, 'incomplete', t.n_incomplete || ' table(s) not loaded in full',
-				 'SELECT crate_sync.resync(); unless the target is expected back'),
-				(t.n_paused > 0, 'paused', t.n_paused || ' table(s) paused', 'SELECT crate_sync.resume();'),
+				(b.state IN ('incomplete', 'detached'), 'incomplete', t.n_incomplete || ' table(s) not loaded in full; ' || b.message, b.hint),
+				(b.state = 'differences', b.state, b.message, b.hint),
+				(b.state = 'paused', b.state, t.n_paused || ' table(s) paused', CASE t.n_paused WHEN 1 THEN b.hint ELSE 'SELECT crate_sync.resume();' END),
 				(f.n_failed_rows > 0, 'failed rows', f.n_failed_rows || ' row(s) could not be pushed',
 				 'see crate_sync.failed_rows; mend them and SELECT crate_sync.retry_failed();'),
+				(t.n_tables = 0, 'nothing mirrored', 'no tables are mirrored yet', 'SELECT crate_sync.add_table(''schema.table'');'),
 				(t.n_loading > 0, 'ok', t.n_loading || ' table(s) loading', NULL),
 				(coalesce(q.queued_keys, 0) > 0, 'ok', q.queued_keys || ' key(s) queued', NULL),
 				(true, 'ok', 'all changes are in the target', NULL)) AS x(holds, state, message, hint)
 			WHERE x.holds LIMIT 1) v;
 COMMENT ON VIEW status IS 'whether all is well, and if not, what to do';
+
+COMMENT ON COLUMN status.ok IS 'whether all is well: state is ok';
+COMMENT ON COLUMN status.state IS 'ok, or what is most in the way of that';
+COMMENT ON COLUMN status.message IS 'the same in words; if ok, what is under way';
+COMMENT ON COLUMN status.hint IS 'what to do about it';
+COMMENT ON COLUMN status.target IS 'where the worker pushes; without a worker, this sessions crate_sync.target';
+COMMENT ON COLUMN status.target_version IS 'product and version that the target named when it was last connected to';
+COMMENT ON COLUMN status.pid IS 'the workers process; NULL: none runs in this database';
+COMMENT ON COLUMN status.backend_start IS 'when the worker began';
+COMMENT ON COLUMN status.preloaded IS 'whether crate_sync is in shared_preload_libraries, so that the worker starts with the server';
+COMMENT ON COLUMN status.n_tables IS 'mirrored tables';
+COMMENT ON COLUMN status.n_tables_not_ok IS 'those that are in error, renamed, dropped, incomplete, detached or paused, or have differences';
+COMMENT ON COLUMN status.queued_keys IS 'keys that wait to be pushed; of a large queue about so many';
+COMMENT ON COLUMN status.queue_bytes IS 'size of the queue on disk';
+COMMENT ON COLUMN status.lag IS 'age of the oldest key in the queue; of a large queue about so much';
+COMMENT ON COLUMN status.n_failed_rows IS 'rows in failed_rows';
+COMMENT ON COLUMN status.last_send_time IS 'when the target last answered a request with rows';
+COMMENT ON COLUMN status.last_ack_time IS 'when the worker last wrote down that rows have arrived';
+COMMENT ON COLUMN status.last_error IS 'the workers or the targets last error, mended or not';
+COMMENT ON COLUMN status.last_error_time IS 'when that was';
+COMMENT ON COLUMN status.n_differences IS 'differences that the last verify of each table found, and that nothing has mended since';
+COMMENT ON COLUMN tables.relid IS 'the mirrored table';
+COMMENT ON COLUMN tables.schemaname IS 'its schema; of a table that was dropped, that which it was added by';
+COMMENT ON COLUMN tables.relname IS 'its name, likewise';
+COMMENT ON COLUMN tables.target IS 'its table in the target; public is doc there';
+COMMENT ON COLUMN tables.state IS 'new, loading, sweeping, verifying, ready; or error, renamed, dropped, incomplete, detached, differences, paused';
+COMMENT ON COLUMN tables.lag IS 'age of its oldest key in the queue; of a large queue about so much. NULL: not known';
+COMMENT ON COLUMN tables.queued_keys IS 'its keys in the queue; of a large queue about so many. NULL: not known, as none was met in a sample';
+COMMENT ON COLUMN tables.n_tup_upserted IS 'rows written to the target, ever';
+COMMENT ON COLUMN tables.n_tup_deleted IS 'rows deleted in the target, ever';
+COMMENT ON COLUMN tables.n_tup_failed IS 'rows set aside, ever';
+COMMENT ON COLUMN tables.n_failed_rows IS 'its rows in failed_rows';
+COMMENT ON COLUMN tables.requests IS 'requests with its rows, ever';
+COMMENT ON COLUMN tables.retries IS 'requests that had to be sent again, ever';
+COMMENT ON COLUMN tables.bytes_sent IS 'size of the requests, ever';
+COMMENT ON COLUMN tables.request_time IS 'time that the requests took, in ms, ever';
+COMMENT ON COLUMN tables.last_ack_time IS 'when queued changes of it were last written down as arrived';
+COMMENT ON COLUMN tables.last_load_time IS 'when a load or resync of it ended last; NULL: none has, or what it has pushed since then may not be all';
+COMMENT ON COLUMN tables.last_verify_time IS 'when a verify of it ended last';
+COMMENT ON COLUMN tables.last_verify_ok IS 'whether that verify left no difference; false, too, if it was given up';
+COMMENT ON COLUMN tables.last_error IS 'its last error, mended or not';
+COMMENT ON COLUMN tables.last_error_code IS 'the targets code of that, or the SQLSTATE';
+COMMENT ON COLUMN tables.last_error_time IS 'when that was';
+COMMENT ON COLUMN tables.hint IS 'what to do about its state';
+COMMENT ON COLUMN tables.due IS 'why a load of it is owed; NULL: none is';
+COMMENT ON COLUMN tables.n_differences IS 'differences that the last verify found and that neither repair nor a load has mended; NULL: no verify came to its end';
+COMMENT ON COLUMN progress.pid IS 'the workers process';
+COMMENT ON COLUMN progress.relid IS 'the table';
+COMMENT ON COLUMN progress.schemaname IS 'its schema';
+COMMENT ON COLUMN progress.relname IS 'its name';
+COMMENT ON COLUMN progress.command IS 'initial, full, upsert, rebuild, sweep or verify';
+COMMENT ON COLUMN progress.phase IS 'load: rows are pushed; sweep: the targets keys are looked up; verify: both sides are compared';
+COMMENT ON COLUMN progress.tuples_total IS 'rows of the table, an estimate';
+COMMENT ON COLUMN progress.tuples_done IS 'rows, or keys of the target, that are done with';
+COMMENT ON COLUMN progress.bytes_sent IS 'size of the requests';
+COMMENT ON COLUMN progress.rate IS 'rows per second since start_time';
+COMMENT ON COLUMN progress.start_time IS 'when this phase began';
+COMMENT ON COLUMN progress.time_left IS 'as long as it takes at this rate, if tuples_total is right';
+COMMENT ON COLUMN failed_rows.failed_id IS 'argument of retry_failed and discard_failed';
+COMMENT ON COLUMN failed_rows.relid IS 'the mirrored table';
+COMMENT ON COLUMN failed_rows.schemaname IS 'its schema';
+COMMENT ON COLUMN failed_rows.relname IS 'its name';
+COMMENT ON COLUMN failed_rows.key IS 'the rows key, for those who may read the table; a string where it cannot be said otherwise';
+COMMENT ON COLUMN failed_rows.action IS 'what was refused: upsert or delete by the target, read by the source';
+COMMENT ON COLUMN failed_rows.error_code IS 'the targets code, or the SQLSTATE';
+COMMENT ON COLUMN failed_rows.error_message IS 'why, in the targets words or the sources';
+COMMENT ON COLUMN failed_rows.attempts IS 'how often it was refused';
+COMMENT ON COLUMN failed_rows.first_failed_time IS 'when it was refused first';
+COMMENT ON COLUMN failed_rows.last_failed_time IS 'when it was refused last';
+COMMENT ON COLUMN differences.relid IS 'the mirrored table';
+COMMENT ON COLUMN differences.schemaname IS 'its schema';
+COMMENT ON COLUMN differences.relname IS 'its name';
+COMMENT ON COLUMN differences.key IS 'the rows key, for those who may read the table; a string where it cannot be said otherwise';
+COMMENT ON COLUMN differences.kind IS 'missing in the target, extra there, or different';
+COMMENT ON COLUMN differences.columns IS 'columns that differ; NULL if kind is not different, or the row could not be compared';
+COMMENT ON COLUMN differences.found_time IS 'when it was found';
+COMMENT ON COLUMN differences.repaired IS 'whether verify with repair has seen both sides equal afterwards, or a full load went over it';
 
 COMMENT ON TABLE mirror IS 'catalog: tables mirrored, as asked for by add_table and its kin';
 COMMENT ON TABLE mirror_state IS 'catalog: what the worker has done about each mirrored table';
@@ -533,7 +623,7 @@ REVOKE ALL ON FUNCTION add_table(regclass, text, name[], text, name, jsonb, bool
 	discard_failed(regclass, bigint), start(), stop(), adopt(),
 	target_query(text, jsonb), benchmark(text, text, int, int),
 	benchmark_chart(int, int), wait_for_sync(regclass, interval),
-	queue_stats(boolean), worker_status(),
+	queue_stats(boolean), worker_status(), table_states(),
 	preview(regclass, name[], name, jsonb), get_target_ddl(regclass) FROM PUBLIC;
 
 -- what ALTER DEFAULT PRIVILEGES gave away: whoever can write the catalog acts as any table's owner
@@ -560,7 +650,7 @@ END $$;
 
 GRANT USAGE ON SCHEMA crate_sync TO pg_monitor;
 GRANT SELECT ON status, tables, progress, failed_rows, differences, benchmark_results TO pg_monitor;
-GRANT EXECUTE ON FUNCTION queue_stats(boolean), worker_status(), wait_for_sync(regclass, interval),
+GRANT EXECUTE ON FUNCTION queue_stats(boolean), worker_status(), table_states(), wait_for_sync(regclass, interval),
 	benchmark_chart(int, int) TO pg_monitor;
 
 -- the worker starts when this transaction commits

@@ -799,7 +799,7 @@ add_table(MirrorSpec *spec, bool copy_data, bool if_not_exists, bool *added)
 static void
 warn_if_idle(void)
 {
-	if (cs_target == NULL || cs_target[0] == '\0')
+	if (cs_target_in_use()[0] == '\0')
 		ereport(WARNING,
 				(errmsg("crate_sync.target is not set: changes are queued, nothing is pushed yet"),
 				 errhint("%s", cs_target_hint())));

@@ -122,6 +122,17 @@ preload_hint(void)
 	return hint.data;
 }
 
+/* this session's setting may be older than the worker's */
+char *
+cs_target_in_use(void)
+{
+	LiveDatabase db;
+
+	if (live_look(&db) && db.pid != 0)
+		return pstrdup(db.target);
+	return pstrdup(cs_target ? cs_target : "");
+}
+
 Datum
 crate_sync_start(PG_FUNCTION_ARGS)
 {
@@ -382,14 +393,25 @@ crate_sync_worker_status(PG_FUNCTION_ARGS)
 	Datum		values[11];
 	bool		nulls[11];
 	LiveDatabase copy;
+	const char *target;
+	const char *hint;
 
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	live_look(&copy);
 
 	memset(nulls, 0, sizeof(nulls));
-	/* this session may have begun before the setting was changed */
-	values[0] = CStringGetTextDatum(copy.pid != 0 ? copy.target : cs_target ? cs_target : "");
+	target = cs_target_in_use();
+	hint = copy.hint;
+	if (strcmp(copy.state, "down") != 0)
+	{
+		if (target[0] == '\0')
+			hint = cs_target_hint();
+		else if (copy.pid == 0 && hint[0] == '\0')
+			hint = cs_preloaded ? "SELECT crate_sync.start();" :
+				psprintf("SELECT crate_sync.start(); and to have it start with the server: %s", preload_hint());
+	}
+	values[0] = CStringGetTextDatum(target);
 	nulls[1] = copy.target_version[0] == '\0';
 	values[1] = CStringGetTextDatum(copy.target_version);
 	nulls[2] = copy.pid == 0;
@@ -406,7 +428,7 @@ crate_sync_worker_status(PG_FUNCTION_ARGS)
 	values[8] = CStringGetTextDatum(copy.last_error);
 	nulls[9] = copy.last_error_time == 0;
 	values[9] = TimestampTzGetDatum(copy.last_error_time);
-	nulls[10] = copy.hint[0] == '\0';
-	values[10] = CStringGetTextDatum(copy.hint);
+	nulls[10] = hint[0] == '\0';
+	values[10] = CStringGetTextDatum(hint);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls)));
 }

@@ -199,6 +199,7 @@ struct SyncTable
 	bool		verify_changed; /* progress to be written down */
 	bool		verify_finished;	/* since the last time it was written down */
 	bool		verify_ok;
+	int64		n_differences;	/* durable: found by the last one, not mended; -1: not known */
 	int64		n_submitted;	/* requests since the worker's start */
 	uint64		n_arrived[2];	/* segments, by TargetRequestKind, likewise */
 

@@ -178,6 +178,7 @@ typedef struct Candidate
 	bool		raw;			/* the source cannot spell it */
 	bool		settled;
 	bool		found;			/* it is a difference; repair is under way */
+	int64		difference_id;	/* then; 0: too many were found to write it down */
 	bool		was_queued;
 	FullTransactionId next_xid;	/* when it was found in the queue first */
 	/* by the check under way */
@@ -230,6 +231,8 @@ struct VerifyRun
 	int64		rows;			/* compared */
 	int64		ndifferent;
 	int64		nrepaired;
+	Datum		repaired[CHECK_KEYS];	/* differences that are none any more, by the check under way */
+	int			n_repaired;
 	CellIndex  *found;			/* keys written down */
 	TimestampTz next_progress;
 };
@@ -368,6 +371,7 @@ verify_fail(SyncTable *st, VerifyRun *run, const char *why)
 					 st->def->schemaname, st->def->relname)));
 	st->verify_finished = true;
 	st->verify_ok = false;
+	st->n_differences = -1;
 	verify_over(st, run->verify_no);
 }
 
@@ -967,6 +971,7 @@ record_differences(SyncTable *st, VerifyRun *run, List *differences)
 	StringInfoData packed;
 	KeyRun		keys;
 	int			nkeys = 0;
+	bool		isnull;
 
 	if (run->repair)
 		cs_point("before repair");
@@ -995,7 +1000,10 @@ record_differences(SyncTable *st, VerifyRun *run, List *differences)
 		if (n == 0)
 			nulls[3] = 'n';
 		SPI_execute_with_args("INSERT INTO crate_sync.difference (mirror_id, key, kind, columns) "
-							  "VALUES ($1, $2, $3, $4)", 4, types, values, nulls, false, 0);
+							  "VALUES ($1, $2, $3, $4) RETURNING difference_id", 4, types, values, nulls, false, 0);
+		if (SPI_processed == 1)
+			d->candidate->difference_id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+																	  SPI_tuptable->tupdesc, 1, &isnull));
 		index_add(run->found, d->candidate->cells, d->candidate->len);
 	}
 
@@ -1061,6 +1069,40 @@ record_differences(SyncTable *st, VerifyRun *run, List *differences)
 	run->ndifferent += list_length(differences);
 }
 
+/* there is no difference, or no more */
+static void
+settle_equal(VerifyRun *run, Candidate *c)
+{
+	c->settled = true;
+	if (!c->found)
+		return;
+	run->nrepaired++;
+	if (c->difference_id != 0)
+		run->repaired[run->n_repaired++] = Int64GetDatum(c->difference_id);
+}
+
+static void
+record_repaired(VerifyRun *run)
+{
+	Oid			types[1] = {INT8ARRAYOID};
+	Datum		values[1];
+
+	if (run->n_repaired == 0)
+		return;
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	values[0] = PointerGetDatum(construct_array(run->repaired, run->n_repaired, INT8OID, 8,
+												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	SPI_execute_with_args("UPDATE crate_sync.difference SET repaired = true WHERE difference_id IN "
+						  "(SELECT difference_id FROM crate_sync.difference WHERE difference_id = ANY ($1) "
+						  "FOR UPDATE SKIP LOCKED)", 1, types, values, NULL, false, 0);
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(run->step_cxt);
+}
+
 /* what is true of one candidate, both sides and the queue having been read */
 static Difference *
 judge(SyncTable *st, VerifyRun *run, Candidate *c, const RowSet *source, int s,
@@ -1085,8 +1127,7 @@ judge(SyncTable *st, VerifyRun *run, Candidate *c, const RowSet *source, int s,
 
 	if (kind == NULL)
 	{
-		c->settled = true;
-		run->nrepaired += c->found;
+		settle_equal(run, c);
 		return NULL;
 	}
 	if (c->queued)
@@ -1099,8 +1140,7 @@ judge(SyncTable *st, VerifyRun *run, Candidate *c, const RowSet *source, int s,
 		else if (!c->queued_before && !failed_key_known(st, c->cells, c->len))
 		{
 			/* changes all the time, and was written as a whole meanwhile */
-			c->settled = true;
-			run->nrepaired += c->found;
+			settle_equal(run, c);
 		}
 		return NULL;
 	}
@@ -1237,6 +1277,7 @@ check_step(SyncTable *st, VerifyRun *run)
 	sources = index_rows(st, run, source);
 	targets = index_rows(st, run, target);
 	initStringInfo(&key);
+	run->n_repaired = 0;
 	for (int i = 0; i < n; i++)
 	{
 		Difference *d;
@@ -1253,6 +1294,7 @@ check_step(SyncTable *st, VerifyRun *run)
 	}
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(run->step_cxt);
+	record_repaired(run);
 	if (differences != NIL)
 		record_differences(st, run, differences);
 	run->check_at = end;
@@ -1521,6 +1563,7 @@ finish(SyncTable *st, VerifyRun *run)
 			 errdetail("Only the first %d are in crate_sync.differences.", run->found->n) : 0));
 	st->verify_finished = true;
 	st->verify_ok = left == 0;
+	st->n_differences = left;
 	verify_over(st, run->verify_no);
 }
 

@@ -12,6 +12,8 @@
  */
 #include "crate_sync.h"
 
+#include <sys/stat.h>
+
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_database.h"
@@ -61,6 +63,7 @@ Size		worker_held_bytes = 0;
 
 static LiveDatabase *live_db = NULL;
 static char *target_conf = NULL;	/* what the_target was opened with */
+static char *target_login = NULL;	/* as it was last tried, see login_settings() */
 static int	target_attempts = 0;
 static TimestampTz target_retry_at = 0;
 static char target_trouble_said[32];	/* the state that was logged last */
@@ -334,6 +337,9 @@ on_exit_clear(int code, Datum arg)
 	live_db->pid = 0;
 	live_db->proc = NULL;
 	live_db->start_time = 0;
+	/* what it said last is true no more */
+	if (strcmp(live_db->state, "down") != 0)
+		live_db->state[0] = live_db->hint[0] = '\0';
 	if (code != 0)
 	{
 		live_db->failures++;
@@ -741,13 +747,41 @@ target_open(void)
 	if (ops == NULL)
 	{
 		ereport(LOG, (errmsg("crate_sync: invalid target: %s", errmsg_ ? errmsg_ : conf)));
-		worker_tell_state("no target", errmsg_, NULL);
+		worker_tell_state("no target", errmsg_,
+						  "Set crate_sync.target to http://host:4200, https://..., or sqlite:/path/file.db.");
 		return false;
 	}
 	the_target = ops->open(target_conf);
 	return the_target != NULL;
 }
 
+/* all that decides as whom we come to the target, files as they are now */
+static char *
+login_settings(void)
+{
+	const char *files[] = {cs_password_file, cs_ssl_ca_file, cs_ssl_cert_file, cs_ssl_key_file};
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "%s %d", cs_user ? cs_user : "", cs_ssl_verify);
+	for (int i = 0; i < lengthof(files); i++)
+	{
+		struct stat st;
+
+		if (files[i] == NULL || files[i][0] == '\0' || stat(files[i], &st) != 0)
+			memset(&st, 0, sizeof(st));
+		appendStringInfo(&buf, " %s %llu %lld %lld %o %u", files[i] ? files[i] : "",
+						 (unsigned long long) st.st_ino, (long long) st.st_size,
+						 (long long) st.st_mtime, (unsigned) st.st_mode, (unsigned) st.st_uid);
+	}
+	return buf.data;
+}
+
+/*
+ * Is the target there, and does it let us in?  A login that was changed is
+ * tried at once, whether anything is to be sent or not; nothing more comes of
+ * that if it works, as it is the same target.
+ */
 static bool
 target_check(void)
 {
@@ -755,10 +789,16 @@ target_check(void)
 	TargetResult res;
 	dlist_iter	it;
 
-	if (worker_target_ok)
+	if (worker_target_ok && target_login != NULL)
 		return true;
 	if (GetCurrentTimestamp() < target_retry_at)
 		return false;
+	if (target_login == NULL)
+	{
+		char	   *login = login_settings();
+
+		target_login = MemoryContextStrdup(TopMemoryContext, login);
+	}
 	memset(&info, 0, sizeof(info));
 	memset(&res, 0, sizeof(res));
 	the_target->ops->check(the_target, &info, &res);
@@ -766,6 +806,11 @@ target_check(void)
 	{
 		target_trouble(res.outcome, res.code, res.message);
 		return false;
+	}
+	if (worker_target_ok)
+	{
+		worker_tell_state("ok", NULL, NULL);
+		return true;
 	}
 	worker_target_ok = true;
 	/* it may have been restored, wiped or exchanged meanwhile */
@@ -1118,6 +1163,12 @@ main_loop(MemoryContext turn_cxt)
 			if (the_target != NULL)
 				the_target->ops->reconnect(the_target);
 			target_retry_at = 0;
+			if (target_login != NULL && strcmp(target_login, login_settings()) != 0)
+			{
+				pfree(target_login);
+				target_login = NULL;
+				worker_tell_state("starting", NULL, NULL);
+			}
 		}
 		leave_if_database_is_claimed();
 		if (live_db != NULL && pg_atomic_exchange_u32(&live_db->let_go, 0) != 0)
@@ -1178,11 +1229,12 @@ crate_sync_worker_main(Datum arg)
 	live_db->pid = MyProcPid;
 	live_db->proc = MyProc;
 	live_db->start_time = GetCurrentTimestamp();
+	strlcpy(live_db->state, "starting", sizeof(live_db->state));
+	live_db->hint[0] = '\0';
 	LWLockRelease(&live->lock);
 	before_shmem_exit(on_exit_clear, (Datum) 0);
 	tell_target();
 	cs_point("worker start");
-	worker_tell_state("starting", NULL, NULL);
 
 	worker_pin_settings();
 	/* targets speak UTF-8: conversions are looked up now, in a transaction */

@@ -30,6 +30,9 @@ extern const char *cs_target_hint(void);
 /* why the worker cannot push now, palloc'd; NULL: no reason is known */
 extern char *cs_worker_trouble(void);
 
+/* crate_sync.target as this database's worker has it, palloc'd; without one, the session's */
+extern char *cs_target_in_use(void);
+
 /*
  * Asks this database's worker to end what it is doing and stay away from the
  * extension's tables for a moment (DROP EXTENSION).  Returns at once.

@@ -11,7 +11,8 @@ CrateSync::on_targets(
 	$node,
 	sub {
 		my ($m) = @_;
-		is($m->status('ok'), 't', 'an empty installation is ok') or $m->tell_why;
+		ok($m->poll(q{SELECT state = 'nothing mirrored' FROM crate_sync.status}), 'an empty installation mirrors nothing');
+		is($m->sql('SELECT ok, message, hint FROM crate_sync.status'), q{f|no tables are mirrored yet|SELECT crate_sync.add_table('schema.table');}, 'and says what to do');
 		is($m->sql('SELECT crate_sync.wait_for_sync()'), 't', 'with nothing to wait for, wait_for_sync is true');
 		$m->sql(<<'EOQ');
 CREATE TABLE a (id int PRIMARY KEY, v text);

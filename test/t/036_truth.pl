@@ -154,5 +154,283 @@ EOP
 	$node->safe_psql('postgres', "DROP DATABASE $db WITH (FORCE)");
 }
 
+# --- what verify found
+
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	$m->sql(<<'EOQ');
+CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i;
+CREATE TABLE "o'dd" (id int PRIMARY KEY); INSERT INTO "o'dd" VALUES (1);
+EOQ
+	$m->sql(q{SELECT crate_sync.add_table('t'); SELECT crate_sync.add_table('"o''dd"', 'odd')});
+	ok($m->wait_sync, 'in sync');
+	is($m->status('ok, n_differences'), 't|0', 'nothing is known to differ');
+	is($m->sql(q{SELECT n_differences IS NULL FROM crate_sync.tables WHERE relname = 't'}), 't', 'nothing was looked for either');
+	$m->target_change(q{DELETE FROM {t} WHERE id = 1});
+	$m->target_change(q{UPDATE {t} SET v = 'other' WHERE id = 2});
+	$m->target_change(q{INSERT INTO {t} (id, v) VALUES (1000, 'extra')});
+	ok(verify($m, 't'), 'verify');
+	is($m->status('ok, state, n_tables_not_ok, n_differences'), 'f|differences|1|3', 'status is not ok while verify has found differences');
+	like($m->status('message'), qr/^\S+\.t had 3 difference\(s\)/, 'it says of which table');
+	is($m->sql(q{SELECT state, n_differences, last_verify_ok FROM crate_sync.tables WHERE relname = 't'}), 'differences|3|f', 'so does tables');
+	$m->kill_worker('TERM');
+	$m->wait_worker;
+	$m->poll(q{SELECT state <> 'starting' FROM crate_sync.status});
+	is($m->status('state'), 'differences', 'a new worker has not forgotten it');
+	# a resync that does not remove leaves it, as does one of other rows
+	$m->sql(q{SELECT crate_sync.resync('t', 'upsert', 'id > 50')});
+	ok($m->poll(q{SELECT resync_done = resync_no AND load_phase IS NULL FROM crate_sync.mirror JOIN crate_sync.mirror_state USING (mirror_id) WHERE mirror.relid = 't'::regclass}), 'a resync of some rows');
+	is($m->status('state'), 'differences', 'does not mend it');
+	# the hint's statement, as it stands there
+	my ($statement) = $m->status('hint') =~ /(SELECT .*;)/;
+	like($statement, qr/verify\('\S+\.t', repair => true\)/, 'what to do');
+	is($m->sql($statement), 1, 'it can be pasted');
+	ok($m->poll(q{SELECT state = 'ok' FROM crate_sync.status}), 'repaired: ok') or $m->tell_why;
+	is($m->sql(q{SELECT last_verify_ok, n_differences FROM crate_sync.tables WHERE relname = 't'}), 't|0', 'none is left');
+	is($m->sql(q{SELECT string_agg(key ->> 'id' || ' ' || kind || ' ' || repaired, ', ' ORDER BY (key ->> 'id')::int) FROM crate_sync.differences}),
+		'1 missing true, 2 different true, 1000 extra true', 'what was found is told, and that it was repaired');
+	$m->equal('t', 'repaired');
+
+	# what cannot be repaired is told from what was
+	if ($m->kind eq 'sqlite')
+	{
+		$m->target_change(q{CREATE TRIGGER keep BEFORE DELETE ON {t} WHEN old.id = 2000 BEGIN SELECT raise(ignore); END});
+		$m->target_change(q{INSERT INTO {t} (id, v) VALUES (2000, 'stays')});
+		$m->target_change(q{DELETE FROM {t} WHERE id = 3});
+		ok(verify($m, 't', 1), 'verify with repair');
+		is($m->sql(q{SELECT string_agg(key ->> 'id' || ' ' || repaired, ', ' ORDER BY (key ->> 'id')::int) FROM crate_sync.differences}), '3 true, 2000 false', 'one was repaired, one was not');
+		is($m->sql('SELECT state, n_differences FROM crate_sync.status'), 'differences|1', 'status counts that one');
+		$m->target_change(q{DROP TRIGGER keep});
+		$m->sql(q{SELECT crate_sync.retry_failed()});
+	}
+	else
+	{
+		$m->target_change(q{DELETE FROM {t} WHERE id = 3});
+		ok(verify($m, 't'), 'verify');
+		is($m->status('state'), 'differences', 'found');
+	}
+	# a full load goes over all of it
+	$m->sql(q{SELECT crate_sync.resync('t')});
+	$m->equal('t', 'resynced');
+	is($m->sql('SELECT state, n_differences FROM crate_sync.status'), 'ok|0', 'a full resync mends it');
+	is($m->sql(q{SELECT count(*) FROM crate_sync.differences WHERE NOT repaired}), 0, 'nothing is called unrepaired');
+	# a hint for a name that wants quotes
+	$m->target_change(q{DELETE FROM {odd}});
+	ok(verify($m, q{"o''dd"}), 'verify of another');
+	($statement) = $m->status('hint') =~ /(SELECT .*;)/;
+	is($m->sql($statement), 1, 'its hint can be pasted');
+	ok($m->poll(q{SELECT state = 'ok' FROM crate_sync.status}), 'and helps');
+});
+
+# --- a name that another table has
+
+# the statements of a hint, each in quotes as they are to be pasted
+sub statements
+{
+	my ($m) = @_;
+	return $m->status('hint') =~ /(SELECT [^;]*;)/g;
+}
+
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	my $s = $m->{schema};
+	$m->sql(<<'EOQ');
+CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'old');
+CREATE TABLE "we'ird T" (id int PRIMARY KEY, v text); INSERT INTO "we'ird T" VALUES (1, 'old');
+CREATE ROLE looker; GRANT pg_monitor TO looker;
+EOQ
+	$m->sql(q{SELECT crate_sync.add_table('t'); SELECT crate_sync.add_table('"we''ird T"', 'weird')});
+	ok($m->wait_sync, 'in sync');
+	$m->sql('ALTER TABLE t RENAME TO t_1; ALTER TABLE t_1 RENAME TO t_2');
+	ok($m->wait_sync, 'renamed');
+	is($m->status('state'), 'ok', 'a name that nobody else has is no trouble');
+	# the swap that everybody does
+	$m->sql(q{CREATE TABLE t (LIKE t_2 INCLUDING ALL); INSERT INTO t VALUES (1, 'new'), (2, 'new')});
+	is($m->status('ok, state'), 'f|renamed', 'another table has the name that a mirrored one was added by');
+	is($m->status('message'), "$s.t is called $s.t_2 now, and another table, which is not mirrored, has its name", 'the message names both');
+	is($m->status('hint'), "Either SELECT crate_sync.follow_name('$s.t'); or SELECT crate_sync.keep_table('$s.t_2');", 'the hint says both ways out');
+	is($m->sql(q{SELECT state, hint FROM crate_sync.tables WHERE relname = 't_2'}), 'renamed|' . $m->status('hint'), 'so does tables');
+	my ($ret, $out, $err) = $m->try_sql('SET ROLE looker; SELECT state FROM crate_sync.status');
+	is($out . $err, 'renamed', 'pg_monitor sees it, without a right on the schema');
+	($ret, $out, $err) = $m->try_sql($m->status('hint'));
+	like($err, qr/syntax error/, 'who pastes the whole hint');
+	is($m->status('state'), 'renamed', 'has chosen nothing');
+	my ($follow, $keep) = statements($m);
+	$m->sql($keep);
+	is($m->status('state'), 'ok', 'kept');
+	is($m->target_value(q{SELECT v FROM {t} WHERE id = 1}), 'old', 'it is as before');
+	# a name that takes quotes; the table is dropped
+	$m->sql(q{BEGIN; DROP TABLE "we'ird T"; CREATE TABLE "we'ird T" (id int PRIMARY KEY, v text); INSERT INTO "we'ird T" VALUES (7, 'next'); COMMIT});
+	ok($m->poll(q{SELECT state = 'renamed' FROM crate_sync.status}), 'dropped, and the name taken');
+	sleep 1;
+	is($m->status('state'), 'renamed', 'and so it stays');
+	is($m->status('message'), qq{$s."we'ird T" was dropped, and another table, which is not mirrored, has its name}, 'the message');
+	is($m->sql(q{SELECT schemaname || ' ' || relname || ' ' || state FROM crate_sync.tables ORDER BY 1 LIMIT 1 OFFSET 1}), "$s we'ird T renamed", 'tables shows it by the name that it had');
+	my @ways = statements($m);
+	like($ways[1], qr/^SELECT crate_sync\.remove_table\(\d+\);$/, 'to remove it by its OID is one way');
+	$m->sql($ways[0]);
+	ok($m->wait_sync, 'to follow is the other');
+	is($m->target_count('weird') . $m->target_value(q{SELECT v FROM {weird} WHERE id = 7}), '1next', 'the table that has the name is there');
+	is($m->status('state'), 'ok', 'and all is well');
+	$m->sql(q{BEGIN; DROP TABLE "we'ird T"; CREATE TABLE "we'ird T" (id int PRIMARY KEY, v text); COMMIT});
+	ok($m->poll(q{SELECT state = 'renamed' FROM crate_sync.status}), 'once more');
+	is($m->sql((statements($m))[1]), 't', 'remove_table of the hint');
+	is($m->status('state'), 'ok', 'that is well, too');
+	# what has the name has to be a table that is not mirrored
+	$m->sql('CREATE VIEW t_3 AS SELECT 1; ALTER TABLE t_2 RENAME TO t_9; CREATE SEQUENCE t_2');
+	is($m->status('state'), 'ok', 'a sequence is no table');
+	$m->sql('DROP SEQUENCE t_2; CREATE TABLE t_2 (id int PRIMARY KEY); SELECT crate_sync.add_table(\'t_2\', \'other\')');
+	ok($m->wait_sync, 'one that is mirrored itself');
+	is($m->status('state'), 'ok', 'is no trouble');
+	# two schemas that change places
+	$m->sql("CREATE SCHEMA ${s}_live; CREATE SCHEMA ${s}_next; CREATE TABLE ${s}_live.s (id int PRIMARY KEY); CREATE TABLE ${s}_next.s (id int PRIMARY KEY); SELECT crate_sync.add_table('${s}_live.s', 's')");
+	ok($m->wait_sync, 'in sync');
+	$m->sql("ALTER SCHEMA ${s}_live RENAME TO ${s}_old; ALTER SCHEMA ${s}_next RENAME TO ${s}_live");
+	is($m->status('state, hint'), "renamed|Either SELECT crate_sync.follow_name('${s}_live.s'); or SELECT crate_sync.keep_table('${s}_old.s');", 'schemas that were renamed');
+	$m->sql('DROP OWNED BY looker; DROP ROLE looker');
+});
+
+# --- settings that nobody has tried yet
+
+{
+	my $dir = PostgreSQL::Test::Utils::tempdir();
+	my $put = sub { open my $f, '>', "$dir/$_[0]" or die; print $f $_[1]; close $f; chmod $_[2], "$dir/$_[0]"; return "$dir/$_[0]" };
+	my $file = $put->('password', "secret\n", 0600);
+	my $set = sub { my ($name, $value) = @_; $node->safe_psql('postgres', "ALTER SYSTEM SET crate_sync.\"$name\" = '$value'"); $node->reload; };
+	my $m = CrateSync::Mirror->new($node, 'standin', standin => [ '--user', 'mirror', 'secret' ]);
+	ok($m->poll(q{SELECT state = 'target refuses' FROM crate_sync.status}), 'no user: the target refuses, though nothing is mirrored');
+	$set->(user => 'mirror');
+	$set->(password_file => $file);
+	ok($m->poll(q{SELECT state = 'nothing mirrored' FROM crate_sync.status}), 'right ones: nothing is mirrored');
+	my $refused = sub { ok($m->poll(q{SELECT state = 'target refuses' FROM crate_sync.status}, 't', 30), "$_[0]: the target refuses at once, with nothing to be sent") };
+	my $tried = sub {
+		my ($well) = @_;
+		my $well_again = sub { ok($m->poll(qq{SELECT state = '$well' FROM crate_sync.status}, 't', 30), "$_[0]: $well") or $m->tell_why };
+		chmod 0644, $file;
+		$node->reload;
+		$refused->('a file that others may read');
+		chmod 0600, $file;
+		$node->reload;
+		$well_again->('readable by its owner only');
+		$put->('password', "another\n", 0600);
+		$node->reload;
+		$refused->('another password in the same file');
+		$put->('password', "secret\n", 0600);
+		$node->reload;
+		$well_again->('the right password');
+		$set->(password_file => "$dir/nosuch");
+		$refused->('no such file');
+		$set->(password_file => $file);
+		$set->(user => 'nobody');
+		$refused->('another user');
+		$set->(user => 'mirror');
+		$well_again->('the right user');
+	};
+	$tried->('nothing mirrored');
+	$m->sql('CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)');
+	$m->add('t');
+	ok($m->wait_sync, 'a table');
+	sleep 0.5;
+	$tried->('ok');
+	# a reload that changes nothing of it costs nothing
+	$m->sql('INSERT INTO t VALUES (3)');
+	ok($m->wait_sync, 'in sync');
+	sleep 0.5;
+	my $n = () = $m->standin->statements('information_schema');
+	cmp_ok($n, '>', 0, 'a table that is prepared is looked up in the target');
+	$set->(batch_rows => 4000);
+	$node->reload;
+	sleep 1;
+	$m->sql('INSERT INTO t VALUES (4)');
+	ok($m->wait_sync, 'after other settings were changed');
+	is(scalar(() = $m->standin->statements('information_schema')), $n, 'no table is prepared anew for that');
+	# a login that was changed and works is tried, and that is all
+	$put->('password', "secret\n\n", 0600);
+	$node->reload;
+	sleep 1;
+	$m->sql('INSERT INTO t VALUES (5)');
+	ok($m->wait_sync, 'after the login was changed');
+	is(scalar(() = $m->standin->statements('information_schema')), $n, 'nor for that');
+	$node->safe_psql('postgres', "ALTER SYSTEM RESET crate_sync.\"$_\"") foreach 'user', 'password_file', 'batch_rows';
+	$node->reload;
+	$m->finish;
+}
+
+# --- the worker's own states
+
+{
+	my $m = CrateSync::Mirror->new($node, 'sqlite', extension => 0);
+	my $release = hold($m->{db}, 'worker start');
+	$m->sql('SET client_min_messages = error; CREATE EXTENSION crate_sync');
+	held($m->{db}, 'worker start');
+	is($m->status('ok, state'), 'f|starting', 'a worker that begins is not ok yet');
+	$release->();
+	$m->sql('CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)');
+	$m->add('t');
+	ok($m->wait_sync, 'in sync');
+	# a transaction that began long ago looks at the clock
+	$m->sql('SELECT crate_sync.pause()');
+	my $out = $m->sql(q{BEGIN; SELECT now(); SELECT pg_sleep(0.3); COMMIT; INSERT INTO t VALUES (2); SELECT pg_sleep(1); SELECT lag BETWEEN '1 s' AND '1 min' FROM crate_sync.status; SELECT lag BETWEEN '1 s' AND '1 min' FROM crate_sync.tables});
+	is(join(' ', (split /\n/, $out)[-2, -1]), 't t', 'the lag is as of now');
+	$out = $m->background(q{BEGIN; SELECT 1; SELECT pg_sleep(2); SELECT min(lag) >= '0' FROM (SELECT lag FROM crate_sync.status UNION ALL SELECT lag FROM crate_sync.tables) x; COMMIT;});
+	sleep 1;
+	$m->sql('TRUNCATE t; INSERT INTO t VALUES (3)');
+	$out->done;
+	like($out->output, qr/^t$/m, 'and not negative in a transaction that began before the change');
+	is($m->status('state, hint'), "paused|SELECT crate_sync.resume('$m->{schema}.t');", 'which table is paused is said');
+	$m->sql((statements($m))[0]);
+	ok($m->wait_sync, 'resumed');
+	# a load that is owed and does not run
+	my $before = $m->sql('SELECT crate_sync.stop()');
+	$m->poll('SELECT pid IS NULL FROM crate_sync.status');
+	is($m->status('state, hint'), 'stopped|SELECT crate_sync.start();', 'stopped');
+	$m->sql(q{UPDATE crate_sync.mirror_state SET due = 'a reason'});
+	is($m->sql('SELECT state, due, hint FROM crate_sync.tables'), "incomplete|a reason|SELECT crate_sync.resync('$m->{schema}.t');", 'a table that owes a load');
+	is($m->status('n_tables_not_ok'), 1, 'is not ok');
+	$m->sql(q{UPDATE crate_sync.mirror_state SET due = NULL});
+	# it died too often: that is what status says, and not that none is there
+	$m->sql('UPDATE crate_sync.worker_state SET unclean_starts = 99; UPDATE crate_sync.control SET stopped = false');
+	$node->restart;
+	ok($m->poll(q{SELECT state = 'down' FROM crate_sync.status}, 't', 60), 'down') or $m->tell_why;
+	like($m->status('hint'), qr/log, then SELECT crate_sync\.start\(\);/, 'and what to do');
+	$m->sql('SELECT crate_sync.start()');
+	$m->sql('INSERT INTO t VALUES (8)');
+	ok($m->wait_sync, 'started again');
+	is($m->status('ok'), 't', 'well again');
+	# what it said before it ended is nothing to go by
+	$node->safe_psql('postgres', "ALTER DATABASE $m->{db} SET crate_sync.target = 'sqlite:/no/such/directory/x.db'");
+	ok($m->poll(q{SELECT state = 'target refuses' OR state = 'target unreachable' FROM crate_sync.status}), 'a target that is none');
+	$m->sql('SELECT crate_sync.stop()');
+	$m->poll('SELECT pid IS NULL FROM crate_sync.status');
+	$m->sql('UPDATE crate_sync.control SET stopped = false');
+	is($m->status('state, hint'), 'no worker|SELECT crate_sync.start();', 'no worker, and what to do about that');
+	$m->finish;
+}
+
+# --- without shared_preload_libraries: statements that work in any session, and take nothing away
+
+{
+	my $other = CrateSync::server('other_libraries', preload => 0, conf => "shared_preload_libraries = 'auto_explain, \"\$libdir/passwordcheck\"'\n");
+	my ($ret, $out, $err) = $other->psql('postgres', 'CREATE EXTENSION crate_sync', on_error_stop => 0);
+	$other->psql('postgres', 'CREATE EXTENSION IF NOT EXISTS crate_sync; SELECT crate_sync.start()', stderr => \$err);
+	my ($hint) = $err =~ /HINT:  (ALTER SYSTEM SET shared_preload_libraries = [^;]*;)/;
+	is($hint, q{ALTER SYSTEM SET shared_preload_libraries = 'auto_explain', '$libdir/passwordcheck', 'crate_sync';}, 'the hint keeps what is loaded already');
+	is($other->safe_psql('postgres', 'SELECT state FROM crate_sync.status'), 'no target', 'no target');
+	my @do = $other->safe_psql('postgres', 'SELECT hint FROM crate_sync.status') =~ /((?:LOAD|ALTER|SELECT) [^;]*;)/g;
+	is(scalar(@do), 3, 'its hint has three statements');
+	$do[1] =~ s{http://host:4200}{'sqlite:' . $other->basedir . '/x.db'}e;
+	is($other->psql('postgres', join("\n", @do)), 0, 'which work in a session that has not loaded the library');
+	ok(CrateSync::poll($other, 'postgres', q{SELECT state = 'nothing mirrored' FROM crate_sync.status}), 'and help');
+	$other->safe_psql('postgres', 'CREATE ROLE plain LOGIN; GRANT USAGE ON SCHEMA crate_sync TO plain; GRANT SELECT ON crate_sync.status TO plain;'
+		. ' GRANT EXECUTE ON FUNCTION crate_sync.worker_status, crate_sync.queue_stats, crate_sync.table_states, crate_sync.start TO plain');
+	$other->psql('postgres', 'SET ROLE plain; SELECT crate_sync.start()', stderr => \$err);
+	unlike($err, qr/auto_explain/, 'which libraries are loaded is told only to who may see that');
+	is($other->psql('postgres', $hint), 0, 'the hint is a statement');
+	$other->restart;
+	is($other->safe_psql('postgres', 'SHOW shared_preload_libraries'), q{auto_explain, "$libdir/passwordcheck", crate_sync}, 'and the server starts with it');
+	ok(CrateSync::poll($other, 'postgres', 'SELECT preloaded AND pid IS NOT NULL FROM crate_sync.status'), 'the worker, too');
+	$other->stop;
+}
+
 $node->stop;
 done_testing();
