@@ -972,17 +972,50 @@ class Demo:
     def clean(self):
         """What must not be left in somebody else's CrateDB."""
         if self.foreign and not self.a.keep:
+            # once more Ctrl-C would leave it there
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            self.screen.say("taking what is the shop's out of the CrateDB that is not ours ...")
+            self.stop_worker()
             try:
-                self.db.run("SELECT crate_sync.stop()")
-            except (Gone, SqlError):
-                pass
-            for t in TABLES:
-                try:
-                    self.target.sql("DROP TABLE IF EXISTS " + self.qualified(t))
-                except compare.CompareError as e:
-                    self.screen.say("could not drop %s: %s" % (self.qualified(t), e))
+                self.clean_target()
+            except compare.CompareError as e:
+                self.screen.say(self.screen.bad("something of %s may still be there: %s" % (self.schema, e)))
         self.db.close()
         self.admin.close()
+
+    def stop_worker(self):
+        """It would make again what is dropped.  The connection may be gone by the same Ctrl-C."""
+        db = Database(self.a.psql, self.conninfo)
+        try:
+            db.run("SELECT crate_sync.stop()")
+            gone = lambda: db.run("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'crate_sync worker'"
+                                  " AND datname = current_database()")[0][0] == "0"
+            if self.until(gone, 20) is None:
+                db.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'crate_sync worker'"
+                       " AND datname = current_database()")
+                self.until(gone, 20)
+        except (Gone, SqlError, Trouble):
+            pass                    # not made yet, or no server
+        finally:
+            db.close()
+
+    def clean_target(self):
+        """All tables of the schema, those of a rebuild too, and what says whose they are."""
+        rows = self.target.sql("SELECT table_name FROM information_schema.tables WHERE table_schema = ?", [self.schema])["rows"]
+        for (t,) in rows:
+            self.target.sql("DROP TABLE IF EXISTS " + self.qualified(t))
+        prefix = '"%s".' % self.schema
+        try:
+            system = self.admin.value("SELECT system_identifier FROM pg_control_system()")
+        except (Gone, SqlError, Trouble):
+            system = ""
+        for table, where, args in (("claim", "substr(target, 1, ?) = ? OR system_identifier = ?", [len(prefix), prefix, system]),
+                                   ("fence", "substr(id, 1, ?) = ?", [len(prefix), prefix])):
+            there = self.target.sql("SELECT count(*) FROM information_schema.tables WHERE table_schema = 'crate_sync' AND table_name = ?",
+                                    [table])["rows"][0][0]
+            if there:
+                self.target.sql("REFRESH TABLE crate_sync.%s" % table)
+                self.target.sql("DELETE FROM crate_sync.%s WHERE %s" % (table, where), args)
 
     def run(self):
         start = time.monotonic()

@@ -432,5 +432,40 @@ EOQ
 	$other->stop;
 }
 
+# --- a demo that is broken off leaves nothing in a CrateDB that is not its own
+
+foreach my $kind (grep { $_ ne 'sqlite' } CrateSync::kinds())
+{
+	my $d = CrateSync::server("demo_$kind", conf => "crate_sync.interval = 100ms\n");
+	my $standin = $kind eq 'standin' ? CrateSync::Standin->new : undef;
+	my $url = $standin ? $standin->url : $ENV{CRATE_URL};
+	my $ask = bless { kind => $kind, url => $url }, 'CrateSync::Mirror';
+	$d->append_conf('postgresql.conf', "crate_sync.target = '$url'\n");
+	$d->reload;
+	my $before = $ask->target_rows(q{SELECT count(*) FROM information_schema.tables WHERE table_schema LIKE 'demo\_%'})->[0][0];
+	my ($out, $schema) = ('');
+	my $h = IPC::Run::start([ 'python3', "$CrateSync::TOP/demo.d/demo.py", '--work', $d->basedir, '--psql', 'psql', '--conninfo', $d->connstr('postgres'),
+			'--target', $url, '--rows', '20000', '--fast' ], '<', \undef, '>&', \$out);
+	# while it loads
+	my $loading = CrateSync::wait_until('rows are loaded', sub {
+		$h->pump_nb;
+		($schema) = $out =~ /schema of its own there, (demo_\w+)/;
+		return $schema && @{ $ask->target_rows("SELECT table_name FROM information_schema.tables WHERE table_schema = '$schema'") } >= 2;
+	}, 120);
+	ok($loading, "$kind: the demo loads into a schema of its own") or diag $out;
+	$h->signal('INT');
+	$h->finish;
+	is($? >> 8, 130, "$kind: it was broken off");
+	like($out, qr/taking what is the shop's out of the CrateDB/, "$kind: it says that it cleans up");
+	sleep 2;
+	is(join(' ', map { $_->[0] } @{ $ask->target_rows("SELECT table_name FROM information_schema.tables WHERE table_schema = '$schema'") }), '', "$kind: no table of it is left");
+	my $prefix = "\"$schema\".";
+	$ask->target_rows('REFRESH TABLE crate_sync.claim, crate_sync.fence');
+	is($ask->target_rows(sprintf q{SELECT count(*) FROM crate_sync.fence WHERE substr(id, 1, %d) = '%s'}, length $prefix, $prefix)->[0][0], 0, "$kind: no fence");
+	is($ask->target_rows(sprintf q{SELECT count(*) FROM crate_sync.claim WHERE system_identifier = '%s'}, $d->safe_psql('postgres', 'SELECT system_identifier FROM pg_control_system()'))->[0][0], 0, "$kind: nor a claim");
+	$d->stop;
+	$standin->stop if $standin;
+}
+
 $node->stop;
 done_testing();
