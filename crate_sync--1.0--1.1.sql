@@ -36,6 +36,23 @@ ALTER TABLE failed
 	ALTER COLUMN last_failed_time SET DEFAULT clock_timestamp();
 ALTER TABLE difference ALTER COLUMN found_time SET DEFAULT clock_timestamp();
 
+-- chunks are written and removed by the heap's own functions
+DO $$
+DECLARE
+	t pg_catalog.regclass;
+BEGIN
+	FOR t IN SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_am a ON a.oid = c.relam
+		WHERE c.relnamespace = 'crate_sync'::pg_catalog.regnamespace AND c.relname LIKE 'queue\_%' AND c.relkind = 'r'
+		AND a.amname <> 'heap' ORDER BY c.relname
+	LOOP
+		IF pg_catalog.current_setting('server_version_num')::pg_catalog.int4 < 150000 THEN
+			RAISE EXCEPTION 'table % has an access method other than heap', t
+				USING ERRCODE = 'feature_not_supported', HINT = 'Drop the extension, create it anew in this version, and add the tables again.';
+		END IF;
+		EXECUTE 'ALTER TABLE ' || t::pg_catalog.text || ' SET ACCESS METHOD heap';
+	END LOOP;
+END $$;
+
 /* ---------------------------------------------------------------------------
  * Functions
  * ------------------------------------------------------------------------ */

@@ -527,6 +527,38 @@ CrateSync::on_targets($node, sub {
 	$late->stop;
 }
 
+# --- the queue is a heap, whatever tables are by default
+{
+	my $am = q{SELECT string_agg(DISTINCT amname, ',') FROM pg_class c JOIN pg_am a ON a.oid = relam WHERE relnamespace = 'crate_sync'::regnamespace AND relname LIKE 'queue\_%'};
+	foreach my $first ('1.0', '')
+	{
+		my $m = CrateSync::Mirror->new($node, 'sqlite', extension => 0);
+		$m->sql(q{CREATE ACCESS METHOD heap2 TYPE TABLE HANDLER heap_tableam_handler});
+		$node->safe_psql('postgres', "ALTER DATABASE $m->{db} SET default_table_access_method = heap2");
+		$m->sql('SET client_min_messages = error; CREATE EXTENSION crate_sync' . ($first ? " VERSION '$first'" : ''));
+		if ($first)
+		{
+			is($m->sql($am), 'heap2', 'what the first version made');
+			$m->sql(q{INSERT INTO crate_sync.queue_hold VALUES (pg_current_xact_id(), now(), 1, 1, 1, 1, 'x')});
+			my ($ret, $out, $err) = $m->try_sql('ALTER EXTENSION crate_sync UPDATE');
+			if ($version < 150000)
+			{
+				like($err, qr/has an access method other than heap\n.*HINT:  Drop the extension/, 'cannot be mended');
+				$m->finish;
+				next;
+			}
+			is($ret, 0, 'is mended by the update') or diag $err;
+		}
+		is($m->sql($am), 'heap', 'the queue is a heap');
+		$m->sql('CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, i FROM generate_series(1, 1000) i');
+		$m->add('t');
+		$m->equal('t', 'a table of that other kind');
+		$m->sql(q{UPDATE t SET v = 'x'; DELETE FROM t WHERE id < 10});
+		$m->equal('t', 'changes of it');
+		$m->finish;
+	}
+}
+
 # --- who could call add_table still can after the update, and nobody else
 {
 	my $m = CrateSync::Mirror->new($node, 'sqlite', extension => 0);
