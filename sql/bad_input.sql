@@ -109,7 +109,8 @@ SELECT attempt(format('SELECT crate_sync.add_table(''items'', options => %L)', o
 				 ('{"rename": "x"}'), ('{"rename": {"name": 1}}'), ('{"rename": {"name": ""}}'),
 				 ('{"rename": {"nosuch": "x"}}'), ('{"rename": {"name": "price"}}'),
 				 ('{"rename": {"name": "a.b"}}'), ('{"rename": {"name": "_id"}}'),
-				 ('{"types": ["name"]}'), ('{"types": {"nosuch": "TEXT"}}'),
+				 ('{"types": ["name"]}'), ('{"types": {"name": "TXT"}}'), ('{"types": {"name": ""}}'), ('{"types": {"name": "ARRAY(TXT)"}}'),
+				 ('{"rename": {"name": "Char"}}'), ('{"types": {"nosuch": "TEXT"}}'),
 				 ('{"clustered_by": "name"}'), ('{"clustered_by": "nosuch"}'), ('{"clustered_by": 1}'),
 				 ('{"partitioned_by": "name"}'), ('{"partitioned_by": []}'), ('{"partitioned_by": [1]}'),
 				 ('{"partitioned_by": ["id", "id"]}'),
@@ -128,6 +129,10 @@ SELECT attempt($$SELECT crate_sync.add_table('"odd name"')$$);
 SELECT attempt($$SELECT crate_sync.add_table('odd_columns')$$);
 SELECT attempt($$SELECT crate_sync.add_table('odd_columns', options => '{"rename": {"a.b[c": "a_b_c"}}')$$);
 SELECT attempt($$SELECT crate_sync.add_table('"bad,input".t')$$);
+CREATE TABLE "of char" (id int PRIMARY KEY, "char" int);
+SELECT attempt($$SELECT crate_sync.add_table('"of char"', 'doc.of_char')$$);
+CREATE TABLE of_arrays (id int[] PRIMARY KEY);
+SELECT attempt($$SELECT crate_sync.add_table('of_arrays')$$);
 
 -- nothing has come of all that
 SELECT count(*) FROM crate_sync.mirror;
@@ -149,7 +154,11 @@ SELECT attempt($$SELECT crate_sync.add_table('parts_1')$$);
 SELECT attempt($$SELECT crate_sync.pause('parts_1')$$);
 SELECT crate_sync.remove_table('parts');
 
+-- the worker sees what is committed
+SELECT attempt($$DO $do$ BEGIN PERFORM crate_sync.resync('items'); PERFORM crate_sync.wait_for_sync(); END $do$ $$);
+
 -- tables that are not mirrored
+SELECT attempt($$SELECT crate_sync.remove_table('other', drop_target => true)$$);
 SELECT attempt($$SELECT crate_sync.remove_table('other')$$);
 SELECT crate_sync.remove_table('other', if_exists => true);
 SELECT attempt($$SELECT crate_sync.remove_table(NULL)$$);

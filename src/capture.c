@@ -605,6 +605,12 @@ cs_wake_worker_at_commit(void)
 	wake_at_commit = true;
 }
 
+bool
+cs_wakes_worker_at_commit(void)
+{
+	return wake_at_commit;
+}
+
 void
 cs_start_worker_at_commit(void)
 {

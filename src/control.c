@@ -291,6 +291,11 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
 				 errmsg("this transaction has changed mirrored tables and is not committed"),
 				 errhint("Commit first: the worker sees what is committed.")));
+	if (cs_wakes_worker_at_commit())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
+				 errmsg("this transaction has asked the worker for something and is not committed"),
+				 errhint("Commit first: the worker sees what is committed.")));
 	mirror_check_catalog();
 	memset(&w, 0, sizeof(w));
 	w.relid = PG_ARGISNULL(0) ? InvalidOid : PG_GETARG_OID(0);

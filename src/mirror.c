@@ -691,17 +691,21 @@ check_name_encoding(const char *name)
 	(void) pg_server_to_any(name, strlen(name), PG_UTF8);
 }
 
+/* adding: what a table that is mirrored already has been called goes on to be */
 static void
-check_target_column_name(const char *source, const char *name)
+check_target_column_name(const char *source, const char *name, bool adding)
 {
 	const char *bad = bad_column_name(name);
 	StringInfoData hint;
 	char	   *better;
 
+	if (bad == NULL && adding && pg_strcasecmp(name, "char") == 0)
+		bad = "It is the name of a type there: the column would have quotes in its name.";
 	if (bad == NULL)
 		return;
 
-	better = *name == '_' ? psprintf("c%s", name) : pstrdup(*name ? name : "c");
+	better = *name == '_' ? psprintf("c%s", name) : pg_strcasecmp(name, "char") == 0 ?
+		psprintf("%s_", name) : pstrdup(*name ? name : "c");
 	for (char *p = better; *p != '\0'; p++)
 	{
 		if (strchr(".[\t\r\n", *p) != NULL)
@@ -1120,7 +1124,7 @@ mirror_resolve(Relation rel, MirrorSpec *spec)
 		/* the source's own name is in failed_rows and differences */
 		check_name_encoding(col->name);
 		check_name_encoding(tcol->name);
-		check_target_column_name(col->name, tcol->name);
+		check_target_column_name(col->name, tcol->name, spec->mirror_id == 0);
 		for (int j = 0; j < i; j++)
 		{
 			if (strcmp(target->cols[j].name, tcol->name) == 0)

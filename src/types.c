@@ -1335,7 +1335,8 @@ parse_type(TypeParser *tp, int depth)
 	else
 	{
 		if (!tp->error)
-			tp->error = "it does not begin with the name of a type that can be used";
+			tp->error = tp->word[0] == '\0' ? "a type is missing" :
+				psprintf("\"%s\" is no type that can be used", tp->word);
 		return t;
 	}
 
@@ -1535,7 +1536,7 @@ types_map(const char *colname, Oid typid, int32 typmod, bool as_key,
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("invalid target type \"%s\" for column \"%s\"", shown, colname),
-					 errdetail("In the target type %s.", error),
+					 errdetail("In it, %s.", error),
 					 errhint("Type %s can become: %s.", format_type_be(typid),
 							 possible_types(basetype, as_key))));
 		rule = find_rule(basetype, typmod, dst, NULL, &loses, &uni);

@@ -12,6 +12,7 @@
 
 /* at the end of this transaction, if it commits: wake this database's worker */
 extern void cs_wake_worker_at_commit(void);
+extern bool cs_wakes_worker_at_commit(void);
 
 /* right now; for one who changed nothing but waits */
 extern void cs_wake_worker_now(void);
