@@ -136,6 +136,7 @@ visit_databases(LiveShared *live)
 	bool		wanted = false;
 	int			probes = 0;
 
+	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
 	rel = table_open(DatabaseRelationId, AccessShareLock);

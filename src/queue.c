@@ -901,6 +901,7 @@ queue_empty(int table)
 {
 	Relation	rel;
 
+	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	rel = queue_open(table, AccessExclusiveLock, false);
 	if (rel != NULL)
@@ -944,6 +945,7 @@ queue_rotate(void)
 	BlockNumber blocks[QUEUE_GENERATIONS];
 	int			current;
 
+	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	current = current_generation();
 	for (int i = 0; i < QUEUE_GENERATIONS; i++)

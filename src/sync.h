@@ -10,6 +10,7 @@
 #define CRATE_SYNC_SYNC_H
 
 #include "crate_sync.h"
+#include "access/xact.h"
 #include "executor/spi.h"
 #include "key.h"
 #include "lib/ilist.h"
@@ -18,6 +19,13 @@
 #include "target.h"
 #include "types.h"
 #include "utils/timestamp.h"
+
+/*
+ * The worker's transactions begin when they do, and not when its process did:
+ * in a background worker nobody else sets that clock.
+ */
+#define StartTransactionCommand() \
+	(SetCurrentStatementStartTimestamp(), StartTransactionCommand())
 
 typedef struct SyncTable SyncTable;
 typedef struct KeySet KeySet;

@@ -368,7 +368,7 @@ class Database:
             now = time.monotonic()
             if now > looked + 2:
                 looked = now
-                if self.pg.one("SELECT state IN ('ok', 'disabled', 'stopped', 'no worker') FROM crate_sync.status") == "t":
+                if self.pg.one("SELECT state IN ('ok', 'starting', 'nothing mirrored', 'disabled', 'stopped', 'no worker') FROM crate_sync.status") == "t":
                     well = now
             if now > min(began + timeout, well + 20):
                 status = self.pg.query("SELECT * FROM crate_sync.status")

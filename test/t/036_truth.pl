@@ -290,6 +290,30 @@ EOQ
 	$m->sql('DROP OWNED BY looker; DROP ROLE looker');
 });
 
+# --- clocks
+
+{
+	my $m = CrateSync::Mirror->new($node, 'sqlite');
+	$m->sql(q{CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'v')});
+	$m->add('t');
+	ok($m->wait_sync, 'in sync');
+	sleep 2;
+	my $release = hold($m->{db}, 'in read');
+	$m->sql(q{UPDATE t SET v = 'w'});
+	held($m->{db}, 'in read');
+	is($m->sql(q{SELECT backend_start < now() - interval '1.5 s', xact_start > backend_start + interval '1.5 s' AND xact_start <= clock_timestamp()
+		FROM pg_stat_activity WHERE backend_type = 'crate_sync worker' AND datname = current_database()}), 't|t', 'a transaction of the worker begins when it does, not when the worker did');
+	$release->();
+	# what it writes down is dated then, too
+	$m->target_change(q{CREATE TRIGGER keep BEFORE DELETE ON {t} BEGIN SELECT raise(ignore); END});
+	$m->sql('DELETE FROM t');
+	ok($m->poll('SELECT n_failed_rows = 1 FROM crate_sync.status'), 'a row that is refused');
+	is($m->sql(q{SELECT first_failed_time > backend_start + interval '1.5 s' AND last_failed_time >= first_failed_time FROM crate_sync.failed_rows, crate_sync.status}), 't', 'it failed when it did');
+	ok(verify($m, 't'), 'verify');
+	is($m->sql(q{SELECT bool_and(found_time > backend_start + interval '1.5 s') FROM crate_sync.differences, crate_sync.status}), 't', 'and so with differences');
+	$m->finish;
+}
+
 # --- settings that nobody has tried yet
 
 {
