@@ -107,7 +107,6 @@ foreach my $from (glob("$share/*"), glob("$share/extension/*"))
 	symlink $from, $to unless -e $to;
 }
 my ($default) = PostgreSQL::Test::Utils::slurp_file("$share/extension/crate_sync.control") =~ /default_version\s*=\s*'([^']+)'/;
-my @versions = sort map { /crate_sync--([^-]+)\.sql$/ ? $1 : () } glob("$share/extension/crate_sync--*.sql");
 my $first = '1.0';
 open my $f, '>', "$private_share/extension/crate_sync--$default--999.sql" or die "crate_sync--$default--999.sql: $!";
 print $f <<'EOS';
@@ -116,7 +115,7 @@ ALTER TABLE crate_sync.mirror_state ADD COLUMN made_up int DEFAULT 7;
 ALTER TABLE crate_sync.worker_state ADD COLUMN made_up text;
 CREATE FUNCTION crate_sync.made_up() RETURNS int LANGUAGE sql AS 'SELECT 999';
 CREATE OR REPLACE VIEW crate_sync.differences AS
-	SELECT m.relid, n.nspname AS schemaname, c.relname, d.key, d.kind, d.columns, d.found_time, 999 AS made_up
+	SELECT m.relid, n.nspname AS schemaname, c.relname, d.key, d.kind, d.columns, d.found_time, d.repaired, 999 AS made_up
 	FROM crate_sync.difference d JOIN crate_sync.mirror m USING (mirror_id)
 		JOIN pg_catalog.pg_class c ON c.oid = m.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
 EOS
