@@ -122,7 +122,8 @@ CREATE TABLE worker_state (
 	beat bigint NOT NULL DEFAULT 0,    -- written here before it goes to the target
 	beat_acked bigint NOT NULL DEFAULT 0,
 	adopt_done int NOT NULL DEFAULT 0,
-	start_done int NOT NULL DEFAULT 0
+	start_done int NOT NULL DEFAULT 0,
+	database oid                       -- the token's; another one is a copy
 ) WITH (fillfactor = 50);
 INSERT INTO worker_state DEFAULT VALUES;
 

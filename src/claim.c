@@ -29,6 +29,7 @@
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "claim.h"
+#include "commands/dbcommands.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
 #include "pgstat.h"
@@ -90,9 +91,15 @@ static bool table_ready = false;
 static int64 beat_epoch = 0;	/* of our own lane of the claim table, see beat_lane() */
 
 /* another's beat that is being watched */
-static int64 watched_beat = -1;
+typedef struct WatchedBeat
+{
+	uint64		key;			/* hash of its row's */
+	int64		beat;
+	TimestampTz since;			/* 0: a free place */
+} WatchedBeat;
+
+static WatchedBeat watched[16];
 static int64 last_beat_found = 0;	/* of the place that a claim named */
-static TimestampTz watched_since = 0;
 
 static TimestampTz next_beat = 0;
 static int	adopting = 0;		/* the adopt_no to carry out, or 0 */
@@ -118,16 +125,27 @@ void
 claim_init(void)
 {
 	bool		isnull;
+	Oid			types[1] = {OIDOID};
+	Datum		values[1] = {ObjectIdGetDatum(MyDatabaseId)};
 
 	snprintf(our_system, sizeof(our_system), UINT64_FORMAT, GetSystemIdentifier());
 	snprintf(our_database, sizeof(our_database), "%u", MyDatabaseId);
 	our_timeline = worker_timeline();
 	find_place();
 	SPI_connect();
-	/* a token is made once; copies have it too, another CREATE EXTENSION has not */
-	SPI_execute("UPDATE crate_sync.worker_state SET token = coalesce(token, "
-				"pg_catalog.md5(pg_catalog.gen_random_uuid()::pg_catalog.text)) "
-				"RETURNING token, beat, beat_acked", false, 1);
+
+	/*
+	 * A token is made once; copies have it too, another CREATE EXTENSION has
+	 * not.  A copy within the server, which lies in the same place, gets one of
+	 * its own, and beats of its own with it.
+	 */
+	SPI_execute_with_args("UPDATE crate_sync.worker_state SET database = $1, "
+						  "token = CASE WHEN is_new THEN pg_catalog.md5(pg_catalog.gen_random_uuid()::pg_catalog.text) ELSE token END, "
+						  "beat = CASE WHEN is_new THEN 0 ELSE beat END, "
+						  "beat_acked = CASE WHEN is_new THEN 0 ELSE beat_acked END "
+						  "FROM (SELECT token IS NULL OR database <> $1 AS is_new FROM crate_sync.worker_state) AS n "
+						  "RETURNING token, beat, beat_acked",
+						  1, types, values, NULL, false, 1);
 	if (SPI_processed == 1)
 	{
 		strlcpy(our_token, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1),
@@ -152,7 +170,7 @@ claim_forget(void)
 {
 	table_ready = false;
 	beat_epoch = 0;
-	watched_beat = -1;
+	memset(watched, 0, sizeof(watched));
 	next_beat = 0;
 }
 
@@ -273,6 +291,35 @@ beat_lane(void)
 	return 1 + hash_bytes((const unsigned char *) our_token, strlen(our_token)) % 1000000;
 }
 
+/*
+ * Has somebody taken a table over?  A writer with nothing to send finds no
+ * fence raised; so with each beat the claim of one table is looked at.
+ */
+static void
+look_at_a_claim(void)
+{
+	static int	turn = 0;
+	int			n = 0;
+	dlist_iter	it;
+
+	turn++;
+	dlist_foreach(it, &sync_tables)
+		n += dlist_container(SyncTable, node, it.cur)->target_ready;
+	if (n == 0)
+		return;
+	n = turn % n;
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		if (!st->target_ready || n-- > 0)
+			continue;
+		if (claim_is_anothers(st))
+			st->target_ready = false;
+		return;
+	}
+}
+
 /* one request on the claim table, waited for; BUSY: the fence was raised */
 static bool
 claim_request(TargetRequestKind kind, RowSet *rows, int lane, int64 epoch, TargetResult *res)
@@ -363,6 +410,38 @@ target_was_restored(int64 found)
 	next_beat = 0;
 }
 
+/* does another's beat go on?  FOREIGN: it does; OURS_AGAIN: nobody is alive there */
+static ClaimVerdict
+watch_beat(const char *key, int64 found)
+{
+	static int	next = 0;
+	uint64		hash = hash_bytes_extended((const unsigned char *) key, strlen(key), 0);
+	TimestampTz now = GetCurrentTimestamp();
+	WatchedBeat *w = NULL;
+
+	for (int i = 0; i < lengthof(watched) && w == NULL; i++)
+	{
+		if (watched[i].since != 0 && watched[i].key == hash)
+			w = &watched[i];
+	}
+	if (w == NULL)
+	{
+		w = &watched[next++ % lengthof(watched)];
+		w->key = hash;
+		w->beat = found;
+		w->since = now;
+		return CLAIM_WAIT;
+	}
+	if (w->beat != found)
+	{
+		w->beat = found;
+		w->since = now;
+		return CLAIM_FOREIGN;
+	}
+	return now < TimestampTzPlusMilliseconds(w->since, BEAT_SILENCE_MS) ?
+		CLAIM_WAIT : CLAIM_OURS_AGAIN;
+}
+
 /*
  * The claim is by this very database as far as names go: is it we, or a copy
  * of us?
@@ -372,7 +451,7 @@ judge_own_name(const Claim *claim, TargetResult *res)
 {
 	Claim		beat;
 	int64		found;
-	TimestampTz now = GetCurrentTimestamp();
+	ClaimVerdict verdict;
 
 	if (!fetch_claim(beat_key(our_token, claim->cell[C_PLACE]), &beat, res))
 		return CLAIM_TROUBLE;
@@ -387,16 +466,9 @@ judge_own_name(const Claim *claim, TargetResult *res)
 		return CLAIM_OURS;
 	}
 
-	if (watched_beat != found)
-	{
-		bool		first = watched_beat < 0;
-
-		watched_beat = found;
-		watched_since = now;
-		return first ? CLAIM_WAIT : CLAIM_FOREIGN;	/* it goes on: alive */
-	}
-	if (now < TimestampTzPlusMilliseconds(watched_since, BEAT_SILENCE_MS))
-		return CLAIM_WAIT;
+	verdict = watch_beat(beat_key(our_token, claim->cell[C_PLACE]), found);
+	if (verdict != CLAIM_OURS_AGAIN)
+		return verdict;
 	/* promoted or recovered; whoever was there may have gone on a little */
 	if (our_timeline > strtoll(claim->cell[C_TIMELINE], NULL, 10))
 		return CLAIM_OURS_AGAIN;
@@ -406,8 +478,84 @@ judge_own_name(const Claim *claim, TargetResult *res)
 	return CLAIM_FOREIGN;
 }
 
+/* another database of this server, its name palloc'd; or NULL */
+static char *
+sibling_name(const Claim *claim)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	char	   *name;
+
+	if (strcmp(claim->cell[C_SYSTEM], our_system) != 0 ||
+		strcmp(claim->cell[C_DATABASE], our_database) == 0)
+		return NULL;
+	StartTransactionCommand();
+	name = get_database_name((Oid) strtoul(claim->cell[C_DATABASE], NULL, 10));
+	if (name != NULL)
+		name = MemoryContextStrdup(oldcxt, name);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(oldcxt);
+	return name;
+}
+
+/*
+ * Whose the table is, and what to do about it: two databases may have given
+ * one name to two tables, and then adopt() would do harm.
+ */
+static void
+describe_other(SyncTable *st, const Claim *claim, char **who, char **hint)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	bool		copy = st->claimed || st->from_dump || strcmp(claim->cell[C_TOKEN], our_token) == 0;
+	char	   *sibling = sibling_name(claim);
+	char	   *source = quote_literal_cstr(quote_qualified_identifier(st->def->schemaname, st->def->relname));
+	char	   *own;
+	char	   *other_name;
+
+	StartTransactionCommand();
+	own = get_database_name(MyDatabaseId);
+	own = MemoryContextStrdup(oldcxt, own ? own : "other");
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(oldcxt);
+	/* a name that every target takes */
+	for (char *p = own; *p != '\0'; p++)
+	{
+		if (!(*p >= 'a' && *p <= 'z') && !(*p >= '0' && *p <= '9'))
+			*p = '_';
+	}
+
+	*who = sibling ? psprintf("database \"%s\" of this server", sibling) :
+		psprintf("database %s of PostgreSQL system %s, timeline %s", claim->cell[C_DATABASE],
+				 claim->cell[C_SYSTEM], claim->cell[C_TIMELINE]);
+	*who = psprintf("%s: %s", *who, copy ? "this one looks like a copy" : "two tables have that name there");
+	other_name = psprintf("SELECT crate_sync.remove_table(%s); SELECT crate_sync.add_table(%s, target => %s); gives it a table of its own there",
+						  source, source,
+						  quote_literal_cstr(quote_qualified_identifier(st->spec.target_schema,
+																		psprintf("%s_%s", st->spec.target_table, own))));
+	if (copy)
+		*hint = psprintf("If this database is to take over, stop the other one for good, then SELECT crate_sync.adopt(); here. Else %s.", other_name);
+	else if (sibling)
+		*hint = psprintf("%s (with the other arguments it was added with).", other_name);
+	else
+		*hint = psprintf("%s (with the other arguments it was added with). If that database is gone for good, SELECT crate_sync.adopt(); takes over what it wrote.", other_name);
+}
+
+/*
+ * The claim is by a database of this server's name that is not in this server:
+ * dropped, or one of a copy of the server.  Its beat tells.
+ */
+static ClaimVerdict
+judge_missing_sibling(const Claim *claim, TargetResult *res)
+{
+	Claim		beat;
+	char	   *key = beat_key(claim->cell[C_TOKEN], claim->cell[C_PLACE]);
+
+	if (!fetch_claim(key, &beat, res))
+		return CLAIM_TROUBLE;
+	return watch_beat(key, beat.found ? strtoll(beat.cell[C_BEAT], NULL, 10) : 0);
+}
+
 ClaimVerdict
-claim_table(SyncTable *st, char **who, TargetResult *res)
+claim_table(SyncTable *st, char **who, char **hint, TargetResult *res)
 {
 	char	   *key = table_key(st->spec.target_schema, st->spec.target_table);
 	Claim		claim;
@@ -424,6 +572,9 @@ claim_table(SyncTable *st, char **who, TargetResult *res)
 			 (strcmp(claim.cell[C_TOKEN], our_token) == 0 || !st->claimed))
 		verdict = strcmp(claim.cell[C_TOKEN], our_token) == 0 ?
 			judge_own_name(&claim, res) : CLAIM_OURS_AGAIN; /* a former CREATE EXTENSION */
+	else if (strcmp(claim.cell[C_SYSTEM], our_system) == 0 &&
+			 strcmp(claim.cell[C_DATABASE], our_database) != 0 && sibling_name(&claim) == NULL)
+		verdict = judge_missing_sibling(&claim, res);
 	else
 		verdict = CLAIM_FOREIGN;
 
@@ -431,8 +582,7 @@ claim_table(SyncTable *st, char **who, TargetResult *res)
 		verdict = CLAIM_OURS_AGAIN;
 	if (verdict == CLAIM_FOREIGN)
 	{
-		*who = psprintf("database %s of PostgreSQL system %s, timeline %s", claim.cell[C_DATABASE],
-						claim.cell[C_SYSTEM], claim.cell[C_TIMELINE]);
+		describe_other(st, &claim, who, hint);
 		return verdict;
 	}
 	if (verdict != CLAIM_OURS && verdict != CLAIM_OURS_AGAIN)
@@ -575,6 +725,8 @@ claim_heartbeat(void)
 		target_was_restored(strtoll(last.cell[C_BEAT], NULL, 10));
 		values[0] = Int64GetDatum(beat_acked);
 	}
+
+	look_at_a_claim();
 
 	/* here first: whoever is copied from us later knows of fewer beats */
 	StartTransactionCommand();

@@ -28,9 +28,9 @@ extern void claim_forget(void);
 
 /*
  * May this table be written?  Claims it if it is free.  In case of
- * CLAIM_FOREIGN, *who (palloc'd) says whose it is.
+ * CLAIM_FOREIGN, *who and *hint (palloc'd) say whose it is, and what to do.
  */
-extern ClaimVerdict claim_table(SyncTable *st, char **who, TargetResult *res);
+extern ClaimVerdict claim_table(SyncTable *st, char **who, char **hint, TargetResult *res);
 
 /* as far as can be seen now, it is another's, or was written from another place */
 extern bool claim_is_anothers(SyncTable *st);

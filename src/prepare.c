@@ -166,8 +166,9 @@ claim_for(SyncTable *st)
 	static bool waiting = false;
 	TargetResult res;
 	char	   *who = NULL;
+	char	   *hint = NULL;
 
-	switch (claim_table(st, &who, &res))
+	switch (claim_table(st, &who, &hint, &res))
 	{
 		case CLAIM_OURS_AGAIN:
 			st->claimed_again = true;
@@ -190,9 +191,7 @@ claim_for(SyncTable *st)
 				worker_tell_state("ok", NULL, NULL);	/* the table says the rest */
 			waiting = false;
 			table_trouble(st, "claim",
-						  psprintf("%s is written by another database (%s): this one looks like a copy",
-								   st->def->target.qualified, who),
-						  "SELECT crate_sync.adopt(); lets this database write it, and stops the other one.");
+						  psprintf("%s is written by %s", st->def->target.qualified, who), hint);
 			return false;
 		case CLAIM_TROUBLE:
 			if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
