@@ -186,6 +186,7 @@ typedef struct SyncWait
 {
 	Oid			relid;			/* InvalidOid: all */
 	FullTransactionId before;	/* chunks of older transactions are waited for */
+	QueuePlace	place;			/* how far the queue has none of them */
 	bool		chunks_left;
 	bool		loading;
 	char	   *paused;			/* a table's name, or NULL */
@@ -216,7 +217,7 @@ look_at_sync(SyncWait *w)
 	/* a snapshot of this moment, whatever the caller's transaction has */
 	PushActiveSnapshot(GetLatestSnapshot());
 	elevate(&e);
-	w->chunks_left = queue_has_before(w->before, w->relid, GetActiveSnapshot());
+	w->chunks_left = queue_has_before(w->before, w->relid, &w->place);
 	SPI_connect();
 	SPI_execute_with_args(
 						  "SELECT pg_catalog.min(m.relid::pg_catalog.text) FILTER (WHERE m.paused), "

@@ -136,7 +136,7 @@ detach_check(void)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	memset(&f, 0, sizeof(f));
 	for (int i = 0; i < QUEUE_TABLES; i++)
-		bytes += queue_sample(i, GetActiveSnapshot(), 16, &f.scale, add_chunk, &f);
+		bytes += queue_sample(i, 16, &f.scale, add_chunk, &f);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 

@@ -779,29 +779,51 @@ queue_delete_relation(Oid relid)
 	}
 }
 
-typedef struct BeforeArg
-{
-	FullTransactionId xid;
-	Oid			relid;
-} BeforeArg;
-
-static bool
-chunk_is_before(Relation rel, QueueChunk *chunk, void *arg)
-{
-	BeforeArg  *before = arg;
-
-	return FullTransactionIdPrecedes(chunk->id.xid, before->xid) &&
-		(!OidIsValid(before->relid) || chunk->relid == before->relid);
-}
-
+/*
+ * What sessions see of the queue is how it is now, not a snapshot of theirs: one of
+ * a SERIALIZABLE transaction would leave predicate locks, for which writers fail.
+ */
 bool
-queue_has_before(FullTransactionId xid, Oid relid, Snapshot snapshot)
+queue_has_before(FullTransactionId xid, Oid relid, QueuePlace *place)
 {
-	BeforeArg	before = {xid, relid};
-
-	for (int i = 0; i < QUEUE_TABLES; i++)
+	/* chunks move to the hold table only, which is the last one, and nowhere else */
+	for (; place->table < QUEUE_TABLES; place->table++)
 	{
-		if (walk_stored(i, snapshot, AccessShareLock, chunk_is_before, &before))
+		Relation	rel = queue_open(place->table, AccessShareLock, true);
+		BlockNumber nblocks;
+		TableScanDesc scan;
+		TupleTableSlot *slot;
+		bool		found = false;
+
+		if (rel == NULL)
+			continue;
+		if (place->filenode != CS_RELFILENUMBER(rel))
+		{
+			place->filenode = CS_RELFILENUMBER(rel);
+			place->block = 0;
+		}
+		nblocks = RelationGetNumberOfBlocks(rel);
+		if (place->block < nblocks)
+		{
+			scan = table_beginscan_strat(rel, SnapshotSelf, 0, NULL, true, false);
+			heap_setscanlimits(scan, place->block, nblocks - place->block);
+			slot = table_slot_create(rel, NULL);
+			while (!found && table_scan_getnextslot(scan, ForwardScanDirection, slot))
+			{
+				QueueChunk	chunk;
+
+				CHECK_FOR_INTERRUPTS();
+				chunk_from_slot(slot, place->table, &chunk);
+				found = FullTransactionIdPrecedes(chunk.id.xid, xid) &&
+					(!OidIsValid(relid) || chunk.relid == relid);
+				if (found)
+					place->block = ItemPointerGetBlockNumber(&chunk.tid);
+			}
+			ExecDropSingleTupleTableSlot(slot);
+			table_endscan(scan);
+		}
+		relation_close(rel, AccessShareLock);
+		if (found)
 			return true;
 	}
 	return false;
@@ -843,7 +865,7 @@ queue_look(Oid relid, Snapshot snapshot, QueueChunkCallback callback, void *arg)
 }
 
 int64
-queue_sample(int table, Snapshot snapshot, int max_pages, double *scale,
+queue_sample(int table, int max_pages, double *scale,
 			 void (*callback) (const QueueChunk *chunk, void *arg), void *arg)
 {
 	Relation	rel = queue_open(table, AccessShareLock, false);
@@ -863,7 +885,7 @@ queue_sample(int table, Snapshot snapshot, int max_pages, double *scale,
 		BlockNumber block = npages == nblocks ? i :
 			(BlockNumber) ((double) i * (nblocks - 1) / (npages - 1));
 
-		scan = table_beginscan_strat(rel, snapshot, 0, NULL, true, false);
+		scan = table_beginscan_strat(rel, SnapshotSelf, 0, NULL, true, false);
 		heap_setscanlimits(scan, block, npages == nblocks ? nblocks : 1);
 		while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 		{

@@ -109,8 +109,20 @@ extern void queue_delete_relation(Oid relid);
  */
 extern void queue_rotate(void);
 
-/* is there a committed chunk written before xid, of relid (InvalidOid: any)? */
-extern bool queue_has_before(FullTransactionId xid, Oid relid, Snapshot snapshot);
+/* where a look at the queue stopped; at first zeroed */
+typedef struct QueuePlace
+{
+	int			table;
+	Oid			filenode;
+	BlockNumber block;
+} QueuePlace;
+
+/*
+ * Is there a committed chunk written before xid, of relid (InvalidOid: any)?
+ * Looks on from *place: there are none before it that were committed when the
+ * first look began.
+ */
+extern bool queue_has_before(FullTransactionId xid, Oid relid, QueuePlace *place);
 
 /*
  * Shows the callback the stored chunks of a relation, those handed out
@@ -123,7 +135,7 @@ extern void queue_look(Oid relid, Snapshot snapshot, QueueChunkCallback callback
  * *scale is set to what each chunk seen stands for.  Returns the table's size
  * in bytes.
  */
-extern int64 queue_sample(int table, Snapshot snapshot, int max_pages, double *scale,
+extern int64 queue_sample(int table, int max_pages, double *scale,
 						  void (*callback) (const QueueChunk *chunk, void *arg), void *arg);
 
 #endif							/* CRATE_SYNC_QUEUE_H */

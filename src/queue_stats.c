@@ -99,8 +99,7 @@ crate_sync_queue_stats(PG_FUNCTION_ARGS)
 	stats.max = 16;
 	stats.rels = palloc(sizeof(RelStats) * stats.max);
 	for (int i = 0; i < QUEUE_TABLES; i++)
-		table_bytes += queue_sample(i, GetActiveSnapshot(), STATS_PAGES, &stats.scale,
-									count_chunk, &stats);
+		table_bytes += queue_sample(i, STATS_PAGES, &stats.scale, count_chunk, &stats);
 
 	oldcxt = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
 	tupdesc = CreateTupleDescCopy(tupdesc);

@@ -1437,11 +1437,12 @@ count_step(SyncTable *st, VerifyRun *run)
 {
 	TargetResult res;
 	const TargetTable *table = &st->def->target;
+	QueuePlace	place = {0};
 	bool		queued;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	queued = queue_has_before(ReadNextFullTransactionId(), st->relid, GetActiveSnapshot());
+	queued = queue_has_before(ReadNextFullTransactionId(), st->relid, &place);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(run->step_cxt);

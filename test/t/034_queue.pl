@@ -12,6 +12,35 @@ crate_sync.max_retry_interval = 300ms
 crate_sync.interval = 100ms
 EOC
 
+# pages of queue tables that were read, by anybody; what a backend has read it tells when it has nothing else to do, or within a second
+sub pages_read
+{
+	my ($m, $tables) = @_;
+	sleep 1.5;
+	return $m->sql("SELECT pg_stat_clear_snapshot(); SELECT sum(heap_blks_read + heap_blks_hit) FROM pg_statio_all_tables WHERE schemaname = 'crate_sync' AND relname ~ '$tables'") =~ s/^\s+//r;
+}
+
+# changes of a small table, each waited for at the target; nobody else looks into the queue
+sub small_changes
+{
+	my ($m, $n, $from) = @_;
+	foreach my $i ($from .. $from + $n - 1)
+	{
+		$m->sql("INSERT INTO small VALUES ($i)");
+		CrateSync::wait_until('it arrives', sub { $m->target_value("SELECT count(*) FROM {small} WHERE id = $i") == 1 }) or return 0;
+	}
+	return 1;
+}
+
+# as equal(), while others are paused
+sub equal_alone
+{
+	my ($m, $table, $name) = @_;
+	ok($m->wait_sync($table), "$name: in sync");
+	my ($ret, $report) = $m->compare($table);
+	is($ret, 0, "$name: both sides are equal") or diag $report;
+}
+
 # --- a chunk of a table that is not known: the catalog as it was before the chunk's commit proves nothing
 CrateSync::on_targets($node, sub {
 	my ($m) = @_;
@@ -46,35 +75,6 @@ CrateSync::on_targets($node, sub {
 	$m->sql(q{SELECT crate_sync.remove_table('t1')});
 	ok($m->poll(q{SELECT coalesce(sum(queued_keys), 0) = 0 FROM crate_sync.queue_stats(true)}), 'the keys of a table that was removed are dropped');
 });
-
-# pages of queue tables that were read, by anybody; what a backend has read it tells when it has nothing else to do, or within a second
-sub pages_read
-{
-	my ($m, $tables) = @_;
-	sleep 1.5;
-	return $m->sql("SELECT pg_stat_clear_snapshot(); SELECT sum(heap_blks_read + heap_blks_hit) FROM pg_statio_all_tables WHERE schemaname = 'crate_sync' AND relname ~ '$tables'") =~ s/^\s+//r;
-}
-
-# changes of a small table, each waited for at the target; nobody else looks into the queue
-sub small_changes
-{
-	my ($m, $n, $from) = @_;
-	foreach my $i ($from .. $from + $n - 1)
-	{
-		$m->sql("INSERT INTO small VALUES ($i)");
-		CrateSync::wait_until('it arrives', sub { $m->target_value("SELECT count(*) FROM {small} WHERE id = $i") == 1 }) or return 0;
-	}
-	return 1;
-}
-
-# as equal(), while others are paused
-sub equal_alone
-{
-	my ($m, $table, $name) = @_;
-	ok($m->wait_sync($table), "$name: in sync");
-	my ($ret, $report) = $m->compare($table);
-	is($ret, 0, "$name: both sides are equal") or diag $report;
-}
 
 # --- chunks that are held: those of a paused table cost others nothing, and are found when they are wanted
 CrateSync::on_targets($node, sub {
@@ -126,6 +126,62 @@ CrateSync::on_targets($node, sub {
 	ok($m->poll('SELECT count(*) = 0 FROM crate_sync.queue_hold'), 'what is held of tables that were removed is dropped');
 	$m->equal([ 'other', 'small' ], 'one of them was added again');
 });
+
+# --- who waits looks through the queue once
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	my $not_elsewhere = q{SELECT count(*) = 0 FROM (SELECT 1 FROM crate_sync.queue_0 UNION ALL SELECT 1 FROM crate_sync.queue_1 UNION ALL SELECT 1 FROM crate_sync.queue_2) q};
+
+	$m->sql(q{CREATE TABLE paused (id text PRIMARY KEY, v int); INSERT INTO paused SELECT repeat(md5(i::text), 6), 0 FROM generate_series(1, 15000) i;
+		CREATE TABLE small (id int PRIMARY KEY)});
+	$m->add('paused', 'small');
+	$m->equal([ 'paused', 'small' ], 'loaded');
+	$m->sql(q{SELECT crate_sync.pause(); UPDATE paused SET v = 1});
+	$m->sql(q{UPDATE paused SET v = 2});
+	ok($m->poll($not_elsewhere), 'a backlog is held');
+	$m->sql('INSERT INTO small VALUES (1)');
+	ok($m->poll(q{SELECT count(*) = 1 FROM crate_sync.queue_hold WHERE relid = 'small'::regclass}), 'and a key of another table, behind it');
+	$m->sql('SELECT crate_sync.stop()');
+	$m->poll('SELECT pid IS NULL FROM crate_sync.status');
+	$m->sql(q{SELECT crate_sync.resume('small')});
+	my $pages = $m->sql(q{SELECT pg_relation_size('crate_sync.queue_hold') / 8192});
+	my $before = pages_read($m, '^queue');
+	my ($ret, $out, $err) = $m->try_sql(q{SELECT crate_sync.wait_for_sync('small', '3s')});
+	is($out, 'f', 'somebody waits for it');
+	my $read = pages_read($m, '^queue') - $before;
+	cmp_ok($read, '>', $pages / 2, "... the queue was looked through ($read of $pages pages)");
+	cmp_ok($read, '<', 3 * $pages, '... once');
+	$m->sql('SELECT crate_sync.start()');
+	ok($m->wait_sync('small'), '... and waits until it has arrived');
+	$m->sql('SELECT crate_sync.resume()');
+	$m->equal([ 'paused', 'small' ], 'so has all');
+}, only => 'sqlite', why => 'the target has nothing to do with it');
+
+# --- who looks at the queue is in no writer's way, SERIALIZABLE or not
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	$m->sql(q{CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT i, 0 FROM generate_series(1, 10) i;
+		CREATE TABLE x (id int PRIMARY KEY, v int); INSERT INTO x VALUES (1, 0)});
+	$m->add('t');
+	$m->equal('t', 'loaded');
+	foreach my $look ('SELECT state FROM crate_sync.status', 'SELECT count(queued_keys) FROM crate_sync.tables', q{SELECT crate_sync.wait_for_sync('t')})
+	{
+		my $begin = 'BEGIN ISOLATION LEVEL SERIALIZABLE';
+		# both stay open while a third one commits
+		my $hold = CrateSync::Points::hold($m, 'commit');
+		my $wait = q{SELECT pg_advisory_lock_shared(28531, hashtext('commit'))};
+		my $waiting = sub { $m->poll("SELECT count(*) = $_[0] FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()") };
+		my $monitor = $m->background("$begin;\n$look;\n$wait;\nCOMMIT;\n");
+		ok($waiting->(1), "$look in a transaction");
+		my $writer = $m->background("$begin;\nSELECT v FROM x WHERE id = 1;\nUPDATE t SET v = v + 1 WHERE id = 1;\n$wait;\nCOMMIT;\n");
+		ok($waiting->(2), '... beside a writer');
+		$m->sql("$begin; UPDATE x SET v = v + 1 WHERE id = 1; COMMIT");
+		$hold->let_go;
+		is($writer->done, '', '... who does not fail for it');
+		is($monitor->done, '', '... nor does it');
+	}
+	$m->equal('t', 'and it goes on');
+}, only => 'sqlite', why => 'the target has nothing to do with it');
 
 # --- generations that an open transaction keeps from being emptied
 CrateSync::on_targets($node, sub {
