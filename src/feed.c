@@ -357,6 +357,8 @@ feed_rows(SyncTable *st)
 		reader_feed_keys(st, pass);
 		if (st->in_error)
 			break;				/* its passes are gone */
+		if (!pass->fed)
+			break;				/* the others' turn */
 	}
 	return any;
 }

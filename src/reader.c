@@ -54,6 +54,7 @@
  */
 #define READ_TIME_LIMIT 4000
 
+
 /* who has a partition locked is not waited for longer (ms): others' rows wait meanwhile */
 #define READ_LOCK_TIMEOUT 20
 
@@ -872,8 +873,9 @@ reader_feed_keys(SyncTable *st, Pass *pass)
 {
 	KeySet	   *ks = pass->keys;
 	bool		sweep = pass->kind == PASS_SWEEP;
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), READ_TURN_MS);
 
-	while (keyset_nopen(ks) > 0 && worker_may_feed(st))
+	while (keyset_nopen(ks) > 0 && worker_may_feed(st) && GetCurrentTimestamp() < until)
 	{
 		RowReceiver *r = receiver_for(st, pass, ks);
 		int			asked = keyset_ask(ks, pass->read_limit > 0 ? pass->read_limit : READ_KEYS);

@@ -230,6 +230,7 @@ struct SyncTable
 	Lane	   *lanes;
 	int			next_lane;		/* the first to be asked for something to send */
 	bool		sent;			/* in this turn */
+	bool		slow;			/* its rows took long to be read */
 	int			batch_rows;		/* shrinks when the target finds it too big */
 	Size		held_bytes;		/* in batches */
 	int			fence_tries;	/* of lanes_fence_all(), failed in a row */
@@ -288,6 +289,10 @@ struct SyncTable
 };
 
 /* ---- worker.c ---- */
+
+/* ms after which a table leaves what it has to read for its next turn */
+#define READ_TURN_MS 250
+
 extern Target *the_target;
 extern dlist_head sync_tables;
 extern bool worker_target_ok;

@@ -82,6 +82,7 @@ typedef struct Turn
 	TimestampTz next_rotate;
 	TimestampTz next_stats;
 	bool		more;			/* the last visit to the queue took something */
+	bool		hurry;			/* some table's reads take long */
 } Turn;
 
 static Turn turn;
@@ -1008,24 +1009,33 @@ prepare_tables(void)
 	claim_heartbeat();
 }
 
-/* connections are few: who got one comes last the next time */
+/*
+ * Connections are few: who got one comes last the next time.  Behind all others
+ * come those whose rows take long to be read, and while there are any, the
+ * others' batches do not wait to be filled.
+ */
 static void
 take_turns(void)
 {
-	int64		n = state_count();
-	dlist_mutable_iter it;
-
-	dlist_foreach_modify(it, &sync_tables)
+	turn.hurry = false;
+	for (int slow = 0; slow <= 1; slow++)
 	{
-		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+		int64		n = state_count();
+		dlist_mutable_iter it;
 
-		if (n-- == 0)
-			break;				/* those were moved here */
-		if (!st->sent)
-			continue;
-		st->sent = false;
-		dlist_delete(&st->node);
-		dlist_push_tail(&sync_tables, &st->node);
+		dlist_foreach_modify(it, &sync_tables)
+		{
+			SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+			if (n-- == 0)
+				break;			/* those were moved here */
+			turn.hurry |= st->slow;
+			if (slow ? !st->slow : !st->sent)
+				continue;
+			st->sent = false;
+			dlist_delete(&st->node);
+			dlist_push_tail(&sync_tables, &st->node);
+		}
 	}
 }
 
@@ -1070,7 +1080,9 @@ take_turn(void)
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
 		Size		before = st->held_bytes;
 		bool		got = false;
+		TimestampTz start;
 
+		st->slow = false;
 		if (!worker_target_ok || st->def == NULL || st->in_error)
 			continue;
 		lanes_watch(st);
@@ -1081,14 +1093,16 @@ take_turn(void)
 			dlist_is_empty(&st->passes) &&
 			now > TimestampTzPlusMilliseconds(st->ready_time, 500))
 			table_recovered(st);
+		start = GetCurrentTimestamp();
 		got |= feed_rows(st);
 		if (!st->in_error && !st->spec.paused && st->target_ready)
 			got |= load_step(st);
+		st->slow = got && GetCurrentTimestamp() > TimestampTzPlusMilliseconds(start, READ_TURN_MS);
 		/* what is in lanes waits too, until it is known whose the table is */
 		if (st->in_error || !st->target_ready)
 			continue;
 		/* a batch waits to be filled while input comes, and no longer */
-		st->sent = lanes_dispatch(st, !got || st->held_bytes == before || !worker_may_feed(st));
+		st->sent = lanes_dispatch(st, turn.hurry || !got || st->held_bytes == before || !worker_may_feed(st));
 		busy |= st->sent || got;
 	}
 	take_turns();

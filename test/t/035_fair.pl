@@ -153,5 +153,29 @@ CrateSync::on_targets($node, sub {
 	$m->equal([ 'ready', @tables ], 'all can be made');
 }, only => 'standin', why => 'it takes a target that is slow');
 
+# --- rows that take long to be read
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+
+	$m->sql(q{CREATE FUNCTION slowly(int) RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.2); RETURN true; END $$;
+		CREATE TABLE slow (id int PRIMARY KEY, v int, n int); CREATE TABLE quick (id int PRIMARY KEY);
+		INSERT INTO slow SELECT i, 0, i FROM generate_series(1, 60) i;
+		SELECT crate_sync.add_table('slow', copy_data => false, row_filter => 'slowly(n)'); SELECT crate_sync.add_table('quick')});
+	$m->equal('quick', 'one that is quick');
+	$m->sql(q{UPDATE slow SET v = 1});
+	ok($m->poll(q{SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'crate_sync' AND wait_event = 'PgSleep' AND datname = current_database()}), 'a table is read, slowly');
+	my @left;
+	foreach my $i (1 .. 3)
+	{
+		$m->sql("INSERT INTO quick VALUES ($i)");
+		ok(arrives($m, 'quick', $i), "... another one's change arrives ($i)");
+		push @left, 60 - ($m->target_value('SELECT count(*) FROM {slow} WHERE v = 1') || 0);
+	}
+	cmp_ok($left[0], '>', 25, "... while many of its rows are still to be read ($left[0])");
+	cmp_ok($left[1], '>', 0, "... and while it goes on ($left[1])");
+	ok($m->wait_sync, 'then all have arrived');
+	is($m->target_value('SELECT count(*) FROM {slow} WHERE v = 1'), 60, '... each of them');
+});
+
 $node->stop;
 done_testing();
