@@ -355,14 +355,14 @@ COMMENT ON FUNCTION benchmark_chart(int, int) IS
  * Status
  * ------------------------------------------------------------------------ */
 
--- n and age of queued keys per table; above a few pages an estimate from a sample
+-- n and age of queued keys per table, or of all; of a large queue an estimate from a sample
 CREATE FUNCTION queue_stats(per_table boolean,
 							OUT relid oid, OUT queued_keys bigint, OUT queue_bytes bigint,
 							OUT oldest timestamptz)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'crate_sync_queue_stats' LANGUAGE C STRICT ROWS 2;
 COMMENT ON FUNCTION queue_stats(boolean) IS
-	'size and age of the queue; beyond a few hundred pages estimated from a sample';
+	'size and age of the queue; of more than some thousand pages about, from a sample. A row of relid 0: others may have keys, too';
 
 CREATE FUNCTION worker_status(OUT target text, OUT target_version text, OUT pid int,
 							  OUT backend_start timestamptz, OUT preloaded boolean,
@@ -405,11 +405,12 @@ CREATE VIEW differences AS
 COMMENT ON VIEW differences IS 'what the last verify of each table found';
 
 CREATE VIEW tables AS
+	WITH q AS MATERIALIZED (SELECT * FROM crate_sync.queue_stats(true))
 	SELECT m.relid, t.schemaname, t.relname,
 		   quote_ident(m.target_schema) || '.' || quote_ident(m.target_table) AS target,
 		   t.state,
-		   coalesce(clock_timestamp() - q.oldest, interval '0') AS lag,
-		   coalesce(q.queued_keys, 0) AS queued_keys,
+		   CASE WHEN q.relid IS NOT NULL THEN clock_timestamp() - q.oldest WHEN NOT u.others THEN interval '0' END AS lag,
+		   CASE WHEN q.relid IS NOT NULL THEN q.queued_keys WHEN NOT u.others THEN 0 END AS queued_keys,
 		   coalesce(s.n_tup_upserted, 0) AS n_tup_upserted,
 		   coalesce(s.n_tup_deleted, 0) AS n_tup_deleted,
 		   coalesce(s.n_tup_failed, 0) AS n_tup_failed,
@@ -421,7 +422,8 @@ CREATE VIEW tables AS
 	FROM crate_sync.mirror m
 		JOIN crate_sync.table_states() t USING (mirror_id)
 		LEFT JOIN crate_sync.mirror_state s USING (mirror_id)
-		LEFT JOIN crate_sync.queue_stats(true) q ON q.relid = m.relid;
+		CROSS JOIN (SELECT count(*) > 0 AS others FROM q WHERE q.relid = 0) u
+		LEFT JOIN q ON q.relid = m.relid;
 COMMENT ON VIEW tables IS 'mirrored tables: what each has pushed, how far behind it is, and why';
 
 CREATE VIEW progress AS

@@ -314,6 +314,57 @@ EOQ
 	$m->finish;
 }
 
+# --- what is queued, of a queue that is large
+
+{
+	# keys so long that a few of them fill a page, and no worker that turns writers to another of the queue's tables
+	my $m = CrateSync::Mirror->new($node, 'sqlite');
+	$m->sql("CREATE TABLE $_ (id text PRIMARY KEY)") foreach 'early', 'large', 'middle', 'late';
+	$m->add('early', 'large', 'middle', 'late');
+	ok($m->wait_sync, 'in sync');
+	$m->sql('SELECT crate_sync.stop()');
+	$m->poll('SELECT pid IS NULL FROM crate_sync.status');
+	my $fill = sub { my ($n) = @_; $m->sql("INSERT INTO large SELECT repeat('x', 2500) || i || ' $n' FROM generate_series(1, $n) i") };
+	my $pages = sub { $m->sql('SELECT max(pg_relation_size(oid)) / 8192 FROM pg_class WHERE relname LIKE \'queue\_%\' AND relkind = \'r\'') };
+	my $seen = sub { $m->sql("SELECT string_agg(relname || ' ' || coalesce(queued_keys::text, '?') || ' ' || coalesce((lag > '0')::text, '?'), ', ' ORDER BY relname) FROM crate_sync.tables") };
+	$m->sql(q{INSERT INTO early SELECT i FROM generate_series(1, 3) i});
+	$fill->(11000);
+	$m->sql(q{INSERT INTO middle SELECT i FROM generate_series(1, 70) i});
+	$fill->(11001);
+	$m->sql(q{INSERT INTO late VALUES (1)});
+	cmp_ok($pages->(), '>', 5000, 'thousands of pages');
+	is($seen->(), 'early 3 true, large 22001 true, late 1 true, middle 70 true', 'each table\'s keys are counted');
+	my $n = $m->status('queued_keys');
+	cmp_ok(abs($n - 22075), '<', 22075 * 0.05, "those of all are about right: $n");
+	# past what is counted: which of the small ones are met is chance, but not what is said of them
+	my @small = map { "small_$_" } 1 .. 20;
+	foreach my $t (@small)
+	{
+		$m->sql("CREATE TABLE $t (id text PRIMARY KEY); SET client_min_messages = error; SELECT crate_sync.add_table('$t')");
+	}
+	foreach my $t (@small)
+	{
+		$fill->(2000 + $1) if $t =~ /(\d+)/;
+		$m->sql("INSERT INTO $t VALUES (1)");
+	}
+	cmp_ok($pages->(), '>', 16000, 'more than are counted');
+	my $keys = $m->sql('SELECT sum(greatest(n, 1)) FROM (SELECT n FROM crate_sync.queue_0 UNION ALL SELECT n FROM crate_sync.queue_1 UNION ALL SELECT n FROM crate_sync.queue_2) q');
+	$n = $m->status('queued_keys');
+	cmp_ok(abs($n - $keys), '<', $keys * 0.05, "about as many as there are: $n of $keys");
+	$n = $m->sql(q{SELECT queued_keys FROM crate_sync.tables WHERE relname = 'large'});
+	cmp_ok(abs($n - $keys), '<', $keys * 0.05, "those of the large table are about right: $n");
+	is($m->sql(q{SELECT count(*) FROM crate_sync.tables WHERE queued_keys = 0 OR lag = '0'}), 0, 'of none it is said that it has none');
+	my ($missed) = split /\n/, $m->sql(q{SELECT relname FROM crate_sync.tables WHERE queued_keys IS NULL AND lag IS NULL AND relname LIKE 'small%'});
+	like($missed, qr/small/, 'what is not known is NULL');
+	# the last keys of a queue that was large are found
+	$m->sql("DELETE FROM crate_sync.queue_$_ WHERE relid <> '$missed'::regclass") foreach 0 .. 2;
+	cmp_ok($pages->(), '>', 16000, 'a large queue with one key in it');
+	is($m->sql(q{SELECT string_agg(relname || ' ' || queued_keys, ', ') FROM crate_sync.tables WHERE queued_keys > 0 OR lag > '0'}), "$missed 1", 'which is found');
+	is($m->sql(q{SELECT count(*) FROM crate_sync.tables WHERE queued_keys = 0}), 23, 'and nothing else');
+	is($m->status('queued_keys'), 1, 'by status, too');
+	$m->finish;
+}
+
 # --- settings that nobody has tried yet
 
 {
