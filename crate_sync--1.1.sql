@@ -31,7 +31,7 @@ CREATE TABLE mirror (
 	verify_repair boolean NOT NULL DEFAULT false,
 	follow text NOT NULL DEFAULT 'table', -- or 'name': whatever table has it
 	source_schema name,                -- the name that the table was added by,
-	source_name name,                  -- and its owner at that time
+	source_name name,                  -- and its owner, as last seen
 	source_owner oid,
 	UNIQUE (target_schema, target_table)
 );

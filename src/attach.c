@@ -1566,10 +1566,13 @@ crate_sync_retry_failed(PG_FUNCTION_ARGS)
 				TupleDesc	desc = SPI_tuptable->tupdesc;
 				bool		isnull;
 				int32		layout = DatumGetInt32(SPI_getbinval(tup, desc, 1, &isnull));
-				bytea	   *key = DatumGetByteaPP(SPI_getbinval(tup, desc, 2, &isnull));
+				Datum		stored = SPI_getbinval(tup, desc, 2, &isnull);
+				bytea	   *key = DatumGetByteaPP(stored);
 
 				/* the row stays failed until it has arrived */
 				capture_queue_key(spec->relid, layout, VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
+				if ((Pointer) key != DatumGetPointer(stored))
+					pfree(key);
 			}
 			n += SPI_processed;
 			SPI_freetuptable(SPI_tuptable);

@@ -22,7 +22,7 @@
 #include "access/tupdesc.h"
 
 /* the most a chunk's keys take, so that its tuple fits a page */
-#define KEY_CHUNK_BYTES 8000
+#define KEY_CHUNK_BYTES Min(8000, BLCKSZ - 192)
 
 /* the most that a packed key takes before it is compressed */
 #define KEY_LONG_BYTES (1024 * 1024)

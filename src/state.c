@@ -1100,9 +1100,12 @@ clean_up_gone(SyncTable *st)
 	return done;
 }
 
-/* what is left of tables that were removed; what others have locked stays for later */
+/*
+ * What is left of tables that were removed; and whose the others are, for the
+ * day when they are dropped.  What others have locked stays for later.
+ */
 static void
-clean_up_removed(void)
+clean_up_catalog(void)
 {
 	static const char *const tables[][2] = {
 		{"mirror_state", "mirror_id"},
@@ -1116,6 +1119,10 @@ clean_up_removed(void)
 							 "WHERE NOT EXISTS (SELECT FROM crate_sync.mirror m WHERE m.mirror_id = s.mirror_id) "
 							 "FOR UPDATE SKIP LOCKED)",
 							 tables[i][0], tables[i][1], tables[i][1], tables[i][0]), false, 0);
+	SPI_execute("UPDATE crate_sync.mirror m SET source_owner = c.relowner FROM pg_catalog.pg_class c "
+				"WHERE c.oid = m.relid AND m.mirror_id IN (SELECT o.mirror_id FROM crate_sync.mirror o "
+				"JOIN pg_catalog.pg_class p ON p.oid = o.relid "
+				"WHERE o.source_owner IS DISTINCT FROM p.relowner FOR NO KEY UPDATE OF o SKIP LOCKED)", false, 0);
 	SPI_finish();
 }
 
@@ -1138,7 +1145,8 @@ keep_reload_snapshot(Snapshot snapshot)
 	reload_snapshot.nrunning = snapshot->xcnt;
 	reload_snapshot.running = MemoryContextAlloc(TopMemoryContext,
 												 sizeof(TransactionId) * (snapshot->xcnt + 1));
-	memcpy(reload_snapshot.running, snapshot->xip, sizeof(TransactionId) * snapshot->xcnt);
+	if (snapshot->xcnt > 0)
+		memcpy(reload_snapshot.running, snapshot->xip, sizeof(TransactionId) * snapshot->xcnt);
 	reload_snapshot.xmin = full_xid(snapshot->xmin, next);
 	reload_snapshot.xmax = full_xid(snapshot->xmax, next);
 }
@@ -1253,7 +1261,7 @@ state_reload(void)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (OidIsValid(state_catalog_relid))
-		clean_up_removed();
+		clean_up_catalog();
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 

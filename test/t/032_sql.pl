@@ -315,6 +315,16 @@ CrateSync::on_targets($node, sub {
 	$m->sql(q{CREATE TABLE r (id int PRIMARY KEY, v text); SET client_min_messages = error; SELECT crate_sync.add_table('r'); SELECT crate_sync.start()});
 	$m->equal([ 'r', 'other' ], 'with a worker again');
 
+	# it is whose it was last
+	$m->sql(q{ALTER TABLE other OWNER TO someone});
+	ok($m->poll(q{SELECT source_owner = 'someone'::regrole FROM crate_sync.mirror WHERE relid = 'other'::regclass}), 'a new owner is noticed');
+	$m->sql('SELECT crate_sync.stop()');
+	$m->poll('SELECT pid IS NULL FROM crate_sync.status');
+	$m->sql('DROP TABLE other; SET ROLE someone; CREATE TABLE other (id int PRIMARY KEY)');
+	is((errors_of($m, 'someone', q{SELECT crate_sync.add_table('other')}))[0], '', 'and may add another in its place');
+	$m->sql('SET client_min_messages = error; SELECT crate_sync.start()');
+	$m->equal([ 'r', 'other' ], 'which is mirrored');
+
 	# renamed away: it is still there
 	$m->sql('ALTER TABLE r RENAME TO r_old; CREATE TABLE r (id int PRIMARY KEY, v text)');
 	($err) = errors_of($m, 'postgres', q{SELECT crate_sync.add_table('r')});
