@@ -697,10 +697,11 @@ take_spec(SyncTable *st, const MirrorSpec *seen)
 
 /*
  * The tree as it is, watched from before it was read: whatever becomes of a
- * member later marks the table stale.  Result is in the current context.
+ * member later marks the table stale.  more: what was watched before still is.
+ * Result is in the current context.
  */
 static List *
-watch_tree(SyncTable *st, List *types)
+watch_tree(SyncTable *st, List *types, bool more)
 {
 	List	   *tree;
 	List	   *again;
@@ -709,11 +710,13 @@ watch_tree(SyncTable *st, List *types)
 	{
 		Oid		   *oids;
 		Oid		   *old = st->watched;
-		int			n = 0;
+		int			n = more ? st->nwatched : 0;
 		ListCell   *lc;
 
 		tree = find_all_inheritors(st->relid, NoLock, NULL);
-		oids = MemoryContextAlloc(st->cxt, sizeof(Oid) * (list_length(tree) + list_length(types)));
+		oids = MemoryContextAlloc(st->cxt, sizeof(Oid) * (n + list_length(tree) + list_length(types)));
+		if (n > 0)
+			memcpy(oids, old, sizeof(Oid) * n);
 		foreach(lc, tree)
 			oids[n++] = lfirst_oid(lc);
 		foreach(lc, types)
@@ -726,6 +729,19 @@ watch_tree(SyncTable *st, List *types)
 		again = find_all_inheritors(st->relid, NoLock, NULL);
 	} while (!equal(tree, again));
 	return tree;
+}
+
+static bool
+all_watched(const SyncTable *st, List *oids)
+{
+	ListCell   *lc;
+
+	foreach(lc, oids)
+	{
+		if (!is_watched(st, lfirst_oid(lc)))
+			return false;
+	}
+	return true;
 }
 
 /* takes over a definition: what is at hand was made for the former one */
@@ -804,14 +820,21 @@ look_at_table(SyncTable *st, bool as_it_is, Shape *shape, List **key_columns)
 		{
 			MirrorSpec *spec = linitial(specs);
 			MirrorTable *def = mirror_resolve(rel, spec);
-			List	   *tree = watch_tree(st, NIL);
+			List	   *tree = watch_tree(st, NIL, true);
 			List	   *leaves = NIL;
 			ListCell   *lc;
 
 			cs_point("in resolve");
 			table_shape(st, def, shape);
-			if (shape->types != NIL)
-				tree = watch_tree(st, shape->types);
+			if (!all_watched(st, shape->types))
+			{
+				/* they may have been altered since they were looked at */
+				(void) watch_tree(st, shape->types, true);
+				PopActiveSnapshot();
+				PushActiveSnapshot(GetTransactionSnapshot());
+				table_shape(st, def, shape);
+			}
+			tree = watch_tree(st, shape->types, false);
 			st->has_types = shape->has_types;
 			st->calls_functions = def->filter_functions != NIL;
 			foreach(lc, tree)
