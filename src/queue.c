@@ -41,6 +41,7 @@
 #include "commands/sequence.h"
 #include "catalog/heap.h"
 #include "executor/tuptable.h"
+#include "key.h"
 #include "queue.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
@@ -215,6 +216,12 @@ queue_insert(Relation queue, Oid relid, int32 seq, int32 layout, int n,
 	Datum		values[Q_NATTS];
 	bytea	   *packed = palloc(VARHDRSZ + len);
 	int			lock_timeout = LockTimeout;
+
+	/* header, the columns before the keys, and those */
+	StaticAssertStmt(MAXALIGN(SizeofHeapTupleHeader) + 2 * sizeof(int64) + 4 * sizeof(int32) +
+					 VARHDRSZ + KEY_CHUNK_BYTES <= MaxHeapTupleSize,
+					 "a chunk of the queue has to fit a page");
+	Assert(len <= KEY_CHUNK_BYTES);
 
 	SET_VARSIZE(packed, VARHDRSZ + len);
 	memcpy(VARDATA(packed), keys, len);
