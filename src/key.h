@@ -21,7 +21,7 @@
 #include "crate_sync.h"
 #include "access/tupdesc.h"
 
-/* the most a chunk's keys take, so that its tuple fits a page */
+/* the most a chunk's keys take, so that its tuple fits a page: see queue_insert() */
 #define KEY_CHUNK_BYTES Min(8000, BLCKSZ - 192)
 
 /* the most that a packed key takes before it is compressed */
