@@ -46,6 +46,7 @@ int			cs_max_queue_size = 10240;
 int			cs_queue_full_action = QUEUE_FULL_WARN;
 bool		cs_capture = true;
 bool		cs_debug_points = false;
+int			cs_debug_read_limit = 4000;
 bool		cs_preloaded = false;
 
 #if PG_VERSION_NUM >= 150000
@@ -144,6 +145,10 @@ define_settings(void)
 	DefineCustomBoolVariable("crate_sync.debug_points", "Let tests hold the worker between its steps.", NULL,
 							 &cs_debug_points, false, PGC_SIGHUP,
 							 GUC_NOT_IN_SAMPLE | GUC_NO_SHOW_ALL | GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+	DefineCustomIntVariable("crate_sync.debug_read_limit",
+							"The time after which a read is cancelled; others follow it.", NULL,
+							&cs_debug_read_limit, 4000, 40, 60000, PGC_SIGHUP,
+							GUC_UNIT_MS | GUC_NOT_IN_SAMPLE | GUC_NO_SHOW_ALL | GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("crate_sync");
 }
 

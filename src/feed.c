@@ -8,6 +8,7 @@
 #include "crate_sync.h"
 
 #include "access/xact.h"
+#include "bounded.h"
 #include "catalog/pg_class.h"
 #include "point.h"
 #include "sync.h"
@@ -123,7 +124,8 @@ feed_way(SyncTable *st, bool alone)
 		st->full_since = 0;
 	if (room)
 		return FEED_TAKE;
-	if (!table_takes_chunks(st) || lanes_retrying(st) || st->read_retry_at != 0)
+	if (!table_takes_chunks(st) || lanes_retrying(st) || st->read_retry_at != 0 ||
+		bounded_retry_at(st->relid) != 0)
 		return FEED_HOLD;		/* it may take long */
 	if (!alone && st->full_since != 0 &&
 		GetCurrentTimestamp() > TimestampTzPlusMilliseconds(st->full_since, FEED_SLOW))

@@ -18,6 +18,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "bounded.h"
 #include "catalog/pg_database.h"
 #include "live.h"
 #include "pgstat.h"
@@ -191,7 +192,11 @@ visit_databases(LiveShared *live)
 	for (int i = 0; i < live->ndbs && i < lengthof(seen); i++)
 	{
 		if (!seen[i] && live->dbs[i].pid == 0)
+		{
+			if (OidIsValid(live->dbs[i].dboid))
+				bounded_unlink(live->dbs[i].dboid);
 			live->dbs[i].dboid = InvalidOid;
+		}
 	}
 	LWLockRelease(&live->lock);
 	return wanted;

@@ -304,6 +304,7 @@ sweep_step(SyncTable *st)
 	RowSet	   *page;
 	RowSet	   *after = NULL;
 	TargetResult res;
+	int			wanted = st->sweep_limit > 0 ? Min(st->sweep_limit, SWEEP_KEYS) : SWEEP_KEYS;
 
 	MemoryContextSwitchTo(pass->cxt);
 	page = rowset_create(pass->cxt, st->def->nkeys);
@@ -312,7 +313,7 @@ sweep_step(SyncTable *st)
 	memset(&res, 0, sizeof(res));
 	cs_point("before page");
 	the_target->ops->page(the_target, &st->def->target, st->def->target.keys, st->def->nkeys,
-						  after, SWEEP_KEYS, !st->sweep_started, page, &res);
+						  after, wanted, !st->sweep_started, page, &res);
 	if (res.outcome != TARGET_OK)
 	{
 		MemoryContextSwitchTo(oldcxt);
@@ -331,6 +332,20 @@ sweep_step(SyncTable *st)
 	st->sweep_started = true;
 	cs_point("after page");
 
+	if (page->nrows > 0 && !reader_take_page(st, pass, page))
+	{
+		MemoryContextSwitchTo(oldcxt);
+		if (!st->in_error)
+		{
+			/* no step forward */
+			pass->load_pos = -1;
+			pass->fed = true;
+			keyset_free(pass->keys);
+			pass->keys = NULL;
+			pass_settle(st, pass, 0);
+		}
+		return;
+	}
 	if (page->nrows > 0)
 	{
 		StringInfoData last;
@@ -347,23 +362,9 @@ sweep_step(SyncTable *st)
 		}
 		pass->sweep_key = last.data;
 		set_string(st, &st->feed_sweep_key, last.data);
-
-		pass->keys = keyset_create(pass->cxt, st);
-		StartTransactionCommand();
-		lane_begin_read(pass);
-		for (int row = 0; row < page->nrows; row++)
-		{
-			Datum		values[INDEX_MAX_KEYS];
-
-			if (reader_key_from_cells(st, page, row, values))
-				keyset_add(pass->keys, values);
-			else
-				reader_put_raw_delete(st, pass, page, row);
-		}
-		CommitTransactionCommand();
 	}
 	pass->rows = page->nrows;
-	if (page->nrows < SWEEP_KEYS)
+	if (page->nrows < wanted)
 	{
 		pass->last = true;
 		st->feed_done = true;

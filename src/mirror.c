@@ -10,6 +10,7 @@
 
 #include "access/htup_details.h"
 #include "access/transam.h"
+#include "bounded.h"
 #include "catalog/dependency.h"
 #include "catalog/heap.h"
 #include "catalog/namespace.h"
@@ -399,6 +400,9 @@ mirror_check_filter(Relation rel, const char *filter, bool stored, List **functi
 	Elevation	e;
 	char	   *result;
 
+	/* what is stored runs nothing, unless a type in it is no longer what it was */
+	if (stored)
+		bounded_begin(RelationGetRelid(rel), true, false);
 	become_owner(&e, rel->rd_rel->relowner);
 	cb.previous = error_context_stack;
 	error_context_stack = &cb;
@@ -407,6 +411,8 @@ mirror_check_filter(Relation rel, const char *filter, bool stored, List **functi
 
 	error_context_stack = cb.previous;
 	be_oneself(&e);
+	if (stored)
+		bounded_end();
 	return result;
 }
 

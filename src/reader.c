@@ -22,6 +22,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
+#include "bounded.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
@@ -42,23 +43,25 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
-#include "utils/timeout.h"
 
 /* a query asks for that many keys at most */
 #define READ_KEYS 20000
 
 /*
- * A query that takes longer (ms) is cut smaller, so that a filter that does not
- * end is found, and others do not wait for it for long; so many times in a
- * row that nothing came of it, and the table is stopped.
+ * Reads of one row that took too long (see bounded.c), after which it is
+ * parked, if it may be to blame; so many of these in a row, without one that
+ * was read, and the table is stopped.  Where it is not the rows, so many reads.
  */
-#define READ_TIME_LIMIT 4000
+#define ROW_TIMEOUTS	3
+#define ROWS_TIMED_OUT	8
+#define READ_TIMEOUTS	8
 
 
 /* who has a partition locked is not waited for longer (ms): others' rows wait meanwhile */
 #define READ_LOCK_TIMEOUT 20
 
-#define READ_TIMEOUTS	8
+/* keys of the target that a type of users' refuses at a page's beginning, and the table is stopped */
+#define REFUSED_KEYS	100
 
 /* ---------------------------------------------------------------------
  * Keys in their three forms: source values, target cells, packed
@@ -215,9 +218,19 @@ key_runs_code(SyncTable *st)
 	return false;
 }
 
+/* took it too long, or more than there is? */
+static bool
+is_want_of_means(int sqlerrcode)
+{
+	int			category = ERRCODE_TO_CATEGORY(sqlerrcode);
+
+	return category == ERRCODE_INSUFFICIENT_RESOURCES || category == ERRCODE_OPERATOR_INTERVENTION;
+}
+
 /* the same for keys of which it may: as the table's owner, errors undone */
 static bool
-cells_to_datums_as_owner(SyncTable *st, const char *const *cell, const int *len, Datum *values)
+cells_to_datums_as_owner(SyncTable *st, const char *const *cell, const int *len, Datum *values,
+						 char **reason)
 {
 	MemoryContext oldcxt = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -229,6 +242,7 @@ cells_to_datums_as_owner(SyncTable *st, const char *const *cell, const int *len,
 	{
 		Elevation	e;
 
+		XactReadOnly = true;	/* as long as the subtransaction */
 		PushActiveSnapshot(GetTransactionSnapshot());
 		become_owner(&e, st->def->owner);
 		for (int k = 0; k < st->def->nkeys; k++)
@@ -240,9 +254,16 @@ cells_to_datums_as_owner(SyncTable *st, const char *const *cell, const int *len,
 	}
 	PG_CATCH();
 	{
+		ErrorData  *error;
+
 		MemoryContextSwitchTo(oldcxt);
+		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+		if (is_want_of_means(error->sqlerrcode))
+			ReThrowError(error);
+		*reason = pstrdup(error->message);
+		FreeErrorData(error);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(oldcxt);
@@ -252,13 +273,15 @@ cells_to_datums_as_owner(SyncTable *st, const char *const *cell, const int *len,
 
 /* a key's values from its cells; false if they are none of the source's types */
 static bool
-cells_to_datums(SyncTable *st, const char *const *cell, const int *len, Datum *values)
+cells_to_datums(SyncTable *st, const char *const *cell, const int *len, Datum *values,
+				char **reason)
 {
 	MemoryContext oldcxt = CurrentMemoryContext;
 	volatile bool ok = true;
 
-	if (key_runs_code(st))
-		return cells_to_datums_as_owner(st, cell, len, values);
+	*reason = NULL;
+	if (st->key_runs_code)
+		return cells_to_datums_as_owner(st, cell, len, values, reason);
 
 	/*
 	 * Input functions may throw at what somebody put into the target; this
@@ -280,15 +303,28 @@ cells_to_datums(SyncTable *st, const char *const *cell, const int *len, Datum *v
 	return ok;
 }
 
+void
+reader_begin_cells(SyncTable *st)
+{
+	if (st->key_runs_code)
+		bounded_begin(st->relid, true, false);
+}
+
+void
+reader_end_cells(void)
+{
+	bounded_end();
+}
+
 bool
-reader_key_from_cells(SyncTable *st, const RowSet *rows, int row, Datum *values)
+reader_key_from_cells(SyncTable *st, const RowSet *rows, int row, Datum *values, char **reason)
 {
 	const char *cell[INDEX_MAX_KEYS];
 	int			len[INDEX_MAX_KEYS];
 
 	for (int k = 0; k < st->def->nkeys; k++)
 		cell[k] = rowset_get(rows, row, k, &len[k]);
-	return cells_to_datums(st, cell, len, values);
+	return cells_to_datums(st, cell, len, values, reason);
 }
 
 static int
@@ -390,13 +426,28 @@ reader_pack_cells(SyncTable *st, const char *target_key, int *len)
 	int			n = split_cells(target_key, cell, celllen, INDEX_MAX_KEYS);
 	MemoryContext oldcxt = CurrentMemoryContext;
 	StringInfoData buf;
+	char	   *reason;
 
 	initStringInfo(&buf);
-	StartTransactionCommand();
-	if (n != st->def->nkeys || !cells_to_datums(st, cell, celllen, values) ||
-		!key_pack_alone(&st->layout, &buf, values))
-		resetStringInfo(&buf);
-	CommitTransactionCommand();
+	if (n == st->def->nkeys && bounded_retry_at(st->relid) == 0)
+	{
+		StartTransactionCommand();
+		PG_TRY();
+		{
+			reader_begin_cells(st);
+			if (!cells_to_datums(st, cell, celllen, values, &reason) ||
+				!key_pack_alone(&st->layout, &buf, values))
+				resetStringInfo(&buf);
+			reader_end_cells();
+			CommitTransactionCommand();
+		}
+		PG_CATCH();
+		{
+			FreeErrorData(worker_catch(oldcxt));
+			resetStringInfo(&buf);
+		}
+		PG_END_TRY();
+	}
 	MemoryContextSwitchTo(oldcxt);
 	*len = buf.len;
 	return buf.data;
@@ -405,6 +456,13 @@ reader_pack_cells(SyncTable *st, const char *target_key, int *len)
 /* ---------------------------------------------------------------------
  * Set-up
  * ------------------------------------------------------------------- */
+
+/* may it be a row's own fault that reading it takes long? */
+static bool
+rows_run_code(const SyncTable *st)
+{
+	return st->rows_run_code || st->def->row_filter != NULL || st->spec.resync_filter != NULL;
+}
 
 /* st->def is new: what belongs to it, in st->def_cxt */
 void
@@ -427,6 +485,7 @@ reader_setup(SyncTable *st)
 		elog(ERROR, "the key of %s cannot be packed", def->relname);
 	relation_close(rel, AccessShareLock);
 	keyset_setup(st);
+	st->key_runs_code = key_runs_code(st);
 	MemoryContextSwitchTo(oldcxt);
 }
 
@@ -444,6 +503,7 @@ typedef struct RowReceiver
 	Size		max_bytes;
 	KeySet	   *keys;			/* to settle, or NULL */
 	bool		exists_only;	/* settle only, the slot has key columns only */
+	bool		alone;			/* one row is asked for */
 	bool		has_tid;		/* the slot's last column is the ctid */
 	MemoryContext row_cxt;
 	StringInfoData key;
@@ -655,6 +715,7 @@ receiver_for(SyncTable *st, Pass *pass, KeySet *keys)
 	r->rows = NULL;
 	r->keys = keys;
 	r->exists_only = false;
+	r->alone = false;
 	r->has_tid = false;
 	r->filling = NULL;
 	r->n = 0;
@@ -679,11 +740,23 @@ inserted_wal_end(void)
 	return lsn;
 }
 
+/* how a read went; progress: something came of it, in spite of the error */
 static void
-end_time_limit(void)
+note_outcome(SyncTable *st, ErrorData *error, bool progress)
 {
-	disable_timeout(STATEMENT_TIMEOUT, false);
-	QueryCancelPending = false; /* it may have gone off at the last moment */
+	if (error != NULL && bounded_cut())
+	{
+		/* whatever it made of it */
+		error->sqlerrcode = ERRCODE_QUERY_CANCELED;
+		error->message = psprintf("cancelled after %.3g s", bounded_ms() / 1000.0);
+		error->hint = bounded_runs_code(st) ? bounded_hint(st->def->schemaname, st->def->relname) : NULL;
+	}
+	if (error == NULL)
+		st->read_retry_at = 0;	/* the relation is locked no more */
+	if (error == NULL || progress)
+		st->read_timeouts = st->row_timeouts = st->rows_timed_out = 0;
+	else if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		st->read_timeouts++;
 }
 
 static void
@@ -740,6 +813,7 @@ read_transaction(SyncTable *st, Oid leaf, RowReceiver *r, ReadFunc func, void *a
 
 	StartTransactionCommand();
 	LockTimeout = READ_LOCK_TIMEOUT;
+	XactReadOnly = true;		/* whatever runs in here */
 	PG_TRY();
 	{
 		Elevation	e;
@@ -752,9 +826,9 @@ read_transaction(SyncTable *st, Oid leaf, RowReceiver *r, ReadFunc func, void *a
 		become_owner(&e, st->def->owner);
 		lane_begin_read(r->pass);
 		cs_point("in read");
-		enable_timeout_after(STATEMENT_TIMEOUT, READ_TIME_LIMIT);
+		bounded_begin(st->relid, bounded_runs_code(st), r->alone);
 		func(st, r, arg);
-		end_time_limit();
+		bounded_end();
 		be_oneself(&e);
 		SPI_finish();
 		PopActiveSnapshot();
@@ -762,7 +836,6 @@ read_transaction(SyncTable *st, Oid leaf, RowReceiver *r, ReadFunc func, void *a
 	}
 	PG_CATCH();
 	{
-		end_time_limit();
 		error = worker_catch(oldcxt);
 		if (r->filling != NULL)
 			rowset_undo_row(r->filling);
@@ -778,12 +851,7 @@ read_transaction(SyncTable *st, Oid leaf, RowReceiver *r, ReadFunc func, void *a
 	 */
 	if (seen != InvalidXLogRecPtr)
 		XLogFlush(seen);
-	if (error == NULL)
-		st->read_retry_at = 0;	/* the relation is locked no more */
-	if (error == NULL || r->n > 0)
-		st->read_timeouts = 0;
-	else if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		st->read_timeouts++;
+	note_outcome(st, error, r->n > 0);
 	return error;
 }
 
@@ -832,9 +900,8 @@ read_keys(SyncTable *st, RowReceiver *r, void *arg)
 static bool
 error_is_the_rows(const SyncTable *st, const ErrorData *error)
 {
-	/* a filter that does not end: of this row, or of all? */
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-		return st->read_timeouts < READ_TIMEOUTS;
+		return rows_run_code(st);
 	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
 	{
 		case ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION:
@@ -868,6 +935,75 @@ read_trouble(SyncTable *st, ErrorData *error)
 				  psprintf("reading %s: %s", st->def->relname, error->message), error->hint);
 }
 
+/* the only row that was asked for took too long: often enough to be blamed for it? */
+static bool
+row_timed_out(SyncTable *st)
+{
+	if (st->rows_timed_out >= ROWS_TIMED_OUT || ++st->row_timeouts < ROW_TIMEOUTS)
+		return false;
+	st->row_timeouts = 0;
+	st->rows_timed_out++;
+	return true;
+}
+
+/*
+ * A read took too long.  It is tried again, later, and for less; true if that
+ * has been done often enough: the table is in trouble.  rows: it may be their
+ * fault.
+ */
+static bool
+read_timed_out(SyncTable *st, ErrorData *error, bool rows)
+{
+	if (rows ? st->rows_timed_out >= ROWS_TIMED_OUT : st->read_timeouts >= READ_TIMEOUTS)
+	{
+		if (bounded_runs_code(st))
+			bounded_blame(st->relid);
+		read_trouble(st, error);
+		return true;
+	}
+	if (!bounded_runs_code(st)) /* the machine, or somebody who cancelled it */
+		st->read_retry_at = backoff(st->read_timeouts + 2);
+	table_warning(st, unpack_sql_state(error->sqlerrcode),
+				  psprintf("reading %s: %s", st->def->relname, error->message), error->hint);
+	return false;
+}
+
+/* parks the one key that was asked for */
+static void
+park_asked(SyncTable *st, KeySet *ks, const ErrorData *error)
+{
+	int			i = keyset_next_asked(ks, 0);
+	StringInfoData packed;
+
+	initStringInfo(&packed);
+	if (i >= 0)
+	{
+		int			len;
+		const char *cells = keyset_cells(ks, i, &len);
+
+		/* empty if it could not be queued again */
+		(void) key_pack_alone(&st->layout, &packed, keyset_values(ks, i));
+		park_row(st, cells, len, packed.data, packed.len,
+				 "read", unpack_sql_state(error->sqlerrcode), error->message);
+		keyset_settle(ks, i);
+	}
+	pfree(packed.data);
+}
+
+/* how many keys to ask for next, so many having been read in good time */
+static void
+pace_keys(SyncTable *st, int asked)
+{
+	int			ms = bounded_ms();
+	int			good = bounded_limit() / 8;
+
+	/* where code of users takes its time, so many that the others do not wait */
+	if (ms > good && bounded_runs_code(st))
+		st->read_limit = Max(1, (int) ((int64) asked * good / ms));
+	else if (st->read_limit > 0)
+		st->read_limit = st->read_limit < READ_KEYS / 2 ? st->read_limit * 2 : 0;
+}
+
 void
 reader_feed_keys(SyncTable *st, Pass *pass)
 {
@@ -878,51 +1014,47 @@ reader_feed_keys(SyncTable *st, Pass *pass)
 	while (keyset_nopen(ks) > 0 && worker_may_feed(st) && GetCurrentTimestamp() < until)
 	{
 		RowReceiver *r = receiver_for(st, pass, ks);
-		int			asked = keyset_ask(ks, pass->read_limit > 0 ? pass->read_limit : READ_KEYS);
+		int			limit = st->read_limit > 0 ? st->read_limit : READ_KEYS;
+		int			asked = keyset_ask(ks, st->rows_timed_out >= ROWS_TIMED_OUT ? 1 : limit);
 		ErrorData  *error;
 
 		r->exists_only = sweep;
+		r->alone = asked == 1;
 		error = read_transaction(st, InvalidOid, r, read_keys, NULL);
-		if (error == NULL && !r->stopped)
+		if (error == NULL)
 		{
-			if (pass->read_limit > 0)
-				pass->read_limit = pass->read_limit < READ_KEYS / 2 ? pass->read_limit * 2 : 0;
+			if (!r->stopped)
+				pace_keys(st, asked);
+			continue;
 		}
-		else if (error != NULL)
+		if (read_locked_out(st, error))
 		{
-			if (read_locked_out(st, error))
-			{
-				FreeErrorData(error);
-				return;
-			}
-			if (!error_is_the_rows(st, error))
-			{
-				read_trouble(st, error);
-				return;			/* the pass is gone */
-			}
-			if (asked > 1)
-				pass->read_limit = Max(1, asked / (st->read_timeouts > 0 ? 8 : 2));
-			else
-			{
-				int			i = keyset_next_asked(ks, 0);
-				StringInfoData packed;
-
-				initStringInfo(&packed);
-				if (i >= 0)
-				{
-					int			len;
-					const char *cells = keyset_cells(ks, i, &len);
-
-					/* empty if it could not be queued again */
-					(void) key_pack_alone(&st->layout, &packed, keyset_values(ks, i));
-					park_row(st, cells, len, packed.data, packed.len,
-							 "read", unpack_sql_state(error->sqlerrcode), error->message);
-					keyset_settle(ks, i);
-				}
-				pfree(packed.data);
-			}
 			FreeErrorData(error);
+			return;
 		}
+		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		{
+			bool		rows = rows_run_code(st);
+
+			if (asked > 1)
+				st->read_limit = Max(1, asked / (rows ? 64 : 8));
+			else if (rows && row_timed_out(st))
+				park_asked(st, ks, error);
+			if (read_timed_out(st, error, rows))
+				return;			/* the pass is gone */
+			FreeErrorData(error);
+			break;				/* the others' turn */
+		}
+		if (!error_is_the_rows(st, error))
+		{
+			read_trouble(st, error);
+			return;
+		}
+		if (asked > 1)
+			st->read_limit = Max(1, asked / 2);
+		else
+			park_asked(st, ks, error);
+		FreeErrorData(error);
 	}
 	if (keyset_nopen(ks) == 0)
 	{
@@ -932,6 +1064,105 @@ reader_feed_keys(SyncTable *st, Pass *pass)
 		pass->fed = true;
 		pass_settle(st, pass, 0);
 	}
+}
+
+static void
+park_cells(SyncTable *st, const RowSet *rows, int row, const char *code, const char *reason)
+{
+	StringInfoData key;
+
+	initStringInfo(&key);
+	for (int k = 0; k < st->def->nkeys; k++)
+	{
+		int			len;
+		const char *cell = rowset_get(rows, row, k, &len);
+
+		if (k > 0)
+			appendStringInfoChar(&key, ',');
+		appendBinaryStringInfo(&key, cell, len);
+	}
+	park_row(st, key.data, key.len, "", 0, "read", code, reason);
+	pfree(key.data);
+}
+
+/*
+ * Takes a page of the target's keys for a sweep.  What the source cannot even
+ * spell is deleted.  If only code of users says that it is no key, nobody knows
+ * whether there is such a row, and it is parked; likewise one that alone takes
+ * too long.  False: a smaller page, later; or the table is in trouble, and the
+ * pass is gone.
+ */
+bool
+reader_take_page(SyncTable *st, Pass *pass, const RowSet *page)
+{
+	MemoryContext oldcxt = CurrentMemoryContext;
+	ErrorData  *volatile error = NULL;
+	bool		timed_out;
+	bool		alone;
+
+	pass->keys = keyset_create(pass->cxt, st);
+	StartTransactionCommand();
+	PG_TRY();
+	{
+		MemoryContextSwitchTo(oldcxt);
+		lane_begin_read(pass);
+		reader_begin_cells(st);
+		for (int row = 0; row < page->nrows; row++)
+		{
+			Datum		values[INDEX_MAX_KEYS];
+			char	   *reason;
+
+			if (reader_key_from_cells(st, page, row, values, &reason))
+				keyset_add(pass->keys, values);
+			else if (reason == NULL)
+				reader_put_raw_delete(st, pass, page, row);
+			else if (row == REFUSED_KEYS && keyset_nopen(pass->keys) == 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("%d keys that the target has are refused by their type in a row, the last one: %s",
+								row + 1, reason),
+						 errhint("%s", bounded_hint(st->def->schemaname, st->def->relname))));
+			else
+				park_cells(st, page, row, "22000", reason);
+		}
+		reader_end_cells();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		error = worker_catch(oldcxt);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcxt);
+	if (!st->key_runs_code && error == NULL)
+		return true;
+
+	note_outcome(st, error, false);
+	if (error == NULL)
+	{
+		int			good = bounded_limit() / 8;
+
+		if (bounded_ms() > good)
+			st->sweep_limit = Max(1, (int) ((int64) page->nrows * good / bounded_ms()));
+		else if (st->sweep_limit > 0)
+			st->sweep_limit = st->sweep_limit < READ_KEYS ? st->sweep_limit * 2 : 0;
+		return true;
+	}
+	if (!is_want_of_means(error->sqlerrcode))
+	{
+		read_trouble(st, error);
+		return false;
+	}
+	timed_out = error->sqlerrcode == ERRCODE_QUERY_CANCELED;
+	alone = page->nrows == 1 && (!timed_out || row_timed_out(st));
+	if (alone)
+		park_cells(st, page, 0, unpack_sql_state(error->sqlerrcode), error->message);
+	else
+		st->sweep_limit = Max(1, page->nrows / 64);
+	if (timed_out && read_timed_out(st, error, true))
+		return false;
+	FreeErrorData(error);
+	return alone;
 }
 
 /* ---------------------------------------------------------------------
@@ -1054,6 +1285,7 @@ read_piece(SyncTable *st, RowReceiver *r, MemoryContext keys_cxt, int64 wanted,
 {
 	RangeArg	range;
 	ErrorData  *error;
+	bool		slow;
 
 	memset(&range, 0, sizeof(range));
 	range.blocks = Max(1, st->feed_blocks);
@@ -1064,12 +1296,15 @@ read_piece(SyncTable *st, RowReceiver *r, MemoryContext keys_cxt, int64 wanted,
 	*restarted = range.restarted;
 	if (error != NULL)
 		r->keys = NULL;
-	if (error != NULL && error_is_the_rows(st, error))
+	slow = error != NULL && error->sqlerrcode == ERRCODE_QUERY_CANCELED;
+	if (slow && read_timed_out(st, error, rows_run_code(st)))
+		return false;
+	if (error != NULL && (error_is_the_rows(st, error) || (slow && range.blocks > 1)))
 	{
 		FreeErrorData(error);
 		if (range.blocks > 1)
 		{
-			st->feed_blocks = Max(1, range.blocks / 8);
+			st->feed_blocks = slow && rows_run_code(st) ? 1 : Max(1, range.blocks / 8);
 			*narrowed = true;
 			return true;
 		}
@@ -1077,7 +1312,7 @@ read_piece(SyncTable *st, RowReceiver *r, MemoryContext keys_cxt, int64 wanted,
 		r->n = 0;
 		error = read_transaction(st, st->feed_rel, r, read_range, &range);
 	}
-	if (error != NULL && read_locked_out(st, error))
+	if (error != NULL && (slow || read_locked_out(st, error)))
 	{
 		FreeErrorData(error);
 		r->keys = NULL;
@@ -1108,6 +1343,8 @@ read_piece(SyncTable *st, RowReceiver *r, MemoryContext keys_cxt, int64 wanted,
 			double		per_block = Max(1.0, (double) r->n / blocks);
 
 			st->feed_blocks = (int) Max(1.0, Min(wanted / per_block, range.blocks * 4.0));
+			if (bounded_ms() > bounded_limit() / 8 && bounded_runs_code(st))
+				st->feed_blocks = Max(1, Min(st->feed_blocks, (int) blocks / 2));
 		}
 	}
 
@@ -1226,15 +1463,27 @@ reader_collect_keys(SyncTable *st, KeySet *ks, RowSet *rows, Size max_bytes,
 	RowReceiver *r = receiver_for(st, NULL, ks);
 	CollectArg	collect = {also, arg};
 	ErrorData  *error;
+	int			asked;
 
 	r->rows = rows;
 	r->max_rows = INT_MAX;
 	r->max_bytes = max_bytes;
 	r->exists_only = rows == NULL;
-	keyset_ask(ks, INT_MAX);
+	asked = keyset_ask(ks, INT_MAX);
+	r->alone = asked == 1;
 	error = read_transaction(st, InvalidOid, r, read_keys_and_also, &collect);
 	if (error == NULL)
 		return r->stopped ? READ_STOPPED : READ_OK;
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+	{
+		bool		rows = rows_run_code(st);
+		bool		refused = asked > 1 || (rows && row_timed_out(st));
+
+		if (read_timed_out(st, error, rows))
+			return READ_TROUBLE;
+		FreeErrorData(error);
+		return refused ? READ_REFUSED : READ_LATER;
+	}
 	if (error_is_the_rows(st, error))
 	{
 		FreeErrorData(error);

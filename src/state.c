@@ -15,6 +15,7 @@
 #include "access/relation.h"
 #include "access/xact.h"
 #include "attach.h"
+#include "bounded.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
@@ -181,7 +182,7 @@ relcache_callback(Datum arg, Oid relid)
 		if (OidIsValid(relid) && st->relid != relid && !is_watched(st, relid))
 			continue;
 		look_again(st);
-		st->error_retry_at = 0; /* perhaps that was the remedy */
+		st->error_retry_at = bounded_retry_at(st->relid);	/* perhaps that was the remedy */
 	}
 	if (!OidIsValid(relid) || relid == state_catalog_relid)
 		state_changed();
@@ -390,6 +391,19 @@ create_table(const MirrorSpec *spec)
 	dlist_init(&st->passes);
 	dlist_push_tail(&sync_tables, &st->node);
 	return st;
+}
+
+/* reading it cost the others too much: not yet */
+static void
+leave_out(SyncTable *st)
+{
+	char	   *hint;
+	char	   *why = bounded_reproach(st->relid, &hint);
+
+	if (why == NULL)
+		return;
+	table_trouble(st, "reading", why, hint);
+	st->error_retry_at = bounded_retry_at(st->relid);
 }
 
 static void
@@ -858,6 +872,7 @@ look_at_table(SyncTable *st, bool as_it_is, Shape *shape, List **key_columns)
 			st->feed_leaves = list_copy(leaves);
 			take_spec(st, spec);
 			MemoryContextSwitchTo(oldcxt);
+			bounded_look_for_code(st);
 			/* who is not captured has no shape that could be relied on later */
 			if ((shape->captured >= (as_it_is ? CAPTURED_PARTLY : CAPTURED_WHOLLY) &&
 				 take_shape(st, shape)) ||
@@ -1246,6 +1261,7 @@ state_reload(void)
 			StartTransactionCommand();
 			PushActiveSnapshot(GetTransactionSnapshot());
 			read_durable(st);
+			leave_out(st);
 			PopActiveSnapshot();
 			CommitTransactionCommand();
 			MemoryContextSwitchTo(cxt);
@@ -1254,7 +1270,7 @@ state_reload(void)
 				 spec->verify_no != st->spec.verify_no || spec->follow_name != st->spec.follow_name)
 		{
 			st->stale = true;
-			st->error_retry_at = 0;
+			st->error_retry_at = bounded_retry_at(st->relid);
 		}
 		if (st->mend_attempts > 0 && GetCurrentTimestamp() >= st->mend_at)
 			st->stale = true;

@@ -58,7 +58,6 @@ typedef struct Pass
 
 	List	   *chunks;			/* PASS_QUEUE: of QueueChunk * */
 	KeySet	   *keys;			/* keys still to be read, or NULL */
-	int			read_limit;		/* keys a query may ask for; 0: no limit */
 	uint64		read_no;		/* of keys: see lane_begin_read() */
 
 	/* PASS_LOAD: where the next piece begins */
@@ -259,8 +258,15 @@ struct SyncTable
 	bool		attached_again;
 	List	   *writers;		/* of VirtualTransactionId *, to be waited for */
 
-	TimestampTz read_retry_at;	/* the relation is locked: later; 0: it is not */
+	bool		key_runs_code;	/* users', when keys of the target are looked up */
+	bool		rows_run_code;	/* for each row, its filter aside */
+	bool		runs_code;		/* for any read, its filter aside */
+	TimestampTz read_retry_at;	/* the relation is locked, or slow: later; 0: it is not */
+	int			read_limit;		/* keys a query may ask for; 0: no limit */
 	int			read_timeouts;	/* in a row, without a row read */
+	int			row_timeouts;	/* of one row alone */
+	int			rows_timed_out; /* and parked for it, in a row */
+	int			sweep_limit;	/* keys in a page of a sweep; 0: no limit */
 	FeedWay		way;			/* in the last visit to the queue */
 	bool		awaits_room;	/* it had to leave some there */
 	TimestampTz full_since;		/* likewise, ever since then; 0: not */
@@ -300,6 +306,9 @@ extern Size worker_held_bytes;
 
 /* a table cannot be written: drop what is in memory, hold its chunks, try later */
 extern void table_trouble(SyncTable *st, const char *code, const char *message,
+						  const char *hint);
+/* likewise, but it goes on */
+extern void table_warning(SyncTable *st, const char *code, const char *message,
 						  const char *hint);
 extern void target_trouble(TargetOutcome outcome, const char *code, const char *message);
 extern void table_goes_on(SyncTable *st);
@@ -345,13 +354,15 @@ extern void reader_feed_range(SyncTable *st);
  * reader_collect_keys reads the rows of all keys, or, with rows NULL, looks
  * which are there; what is not there stays open.  also() is called in the
  * same snapshot.  READ_STOPPED: more bytes than allowed, READ_REFUSED: some
- * row cannot be read, READ_TROUBLE: the table is in trouble.
+ * row cannot be read, READ_LATER: the only one could not this time,
+ * READ_TROUBLE: the table is in trouble.
  */
 typedef enum ReadOutcome
 {
 	READ_OK,
 	READ_STOPPED,
 	READ_REFUSED,
+	READ_LATER,
 	READ_TROUBLE
 } ReadOutcome;
 
@@ -359,8 +370,17 @@ extern bool reader_collect_range(SyncTable *st, RowSet *rows, int max_rows, Size
 								 MemoryContext keys_cxt, KeySet **unread, bool *restarted);
 extern ReadOutcome reader_collect_keys(SyncTable *st, KeySet *ks, RowSet *rows, Size max_bytes,
 									   void (*also) (SyncTable *st, void *arg), void *arg);
-/* the target's key cells as source values; false if they are none */
-extern bool reader_key_from_cells(SyncTable *st, const RowSet *rows, int row, Datum *values);
+/*
+ * The target's key cells as source values; false if they are none, or if code
+ * of users says so, for a reason: then nobody knows.  In a transaction, between
+ * begin and end; what takes too long is an error.
+ */
+extern void reader_begin_cells(SyncTable *st);
+extern void reader_end_cells(void);
+extern bool reader_key_from_cells(SyncTable *st, const RowSet *rows, int row, Datum *values,
+								  char **reason);
+/* for a sweep: a page's keys into the pass, or deletes into lanes; false: not now */
+extern bool reader_take_page(SyncTable *st, Pass *pass, const RowSet *page);
 extern void reader_add_key_row(SyncTable *st, RowSet *rs, const char *target_key);
 extern RowSet *reader_key_rowset(SyncTable *st, const char *target_key);
 extern void reader_put_raw_delete(SyncTable *st, Pass *pass, const RowSet *rows, int row);

@@ -30,6 +30,7 @@
 #include <math.h>
 
 #include "access/xact.h"
+#include "bounded.h"
 #include "capture.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
@@ -176,6 +177,7 @@ typedef struct Candidate
 	char	   *cells;			/* as the source spells the key, unless raw */
 	int			len;
 	bool		raw;			/* the source cannot spell it */
+	bool		refused;		/* code of users says so: nobody knows */
 	bool		settled;
 	bool		found;			/* it is a difference; repair is under way */
 	int64		difference_id;	/* then; 0: too many were found to write it down */
@@ -214,6 +216,7 @@ struct VerifyRun
 	int64		matched;
 
 	/* VERIFY_KEYS */
+	int			page_keys;
 	char	   *after;			/* the last key looked at, or NULL */
 
 	/* candidates */
@@ -306,6 +309,7 @@ run_create(SyncTable *st)
 	run->repair = st->spec.verify_repair;
 	run->piece_rows = PIECE_ROWS;
 	run->check_keys = CHECK_KEYS;
+	run->page_keys = PAGE_KEYS;
 	run->blocks = 32;
 	run->rules = MemoryContextAlloc(cxt, sizeof(CompareRule) * st->def->ncols);
 	for (int i = 0; i < st->def->ncols; i++)
@@ -1008,16 +1012,18 @@ record_differences(SyncTable *st, VerifyRun *run, List *differences)
 	}
 
 	key_run_start(&keys, &st->layout);
+	reader_begin_cells(st);
 	for (int i = 0; run->repair && i < list_length(differences); i++)
 	{
 		Candidate  *c = ((Difference *) list_nth(differences, i))->candidate;
 		Datum		values[INDEX_MAX_KEYS];
 		RowSet	   *row;
+		char	   *reason;
 
 		if (c->raw)
 			continue;
 		row = reader_key_rowset(st, c->cells);
-		if (!reader_key_from_cells(st, row, 0, values))
+		if (!reader_key_from_cells(st, row, 0, values, &reason))
 			continue;
 		if (!key_pack(&keys, &packed, values))
 		{
@@ -1037,6 +1043,7 @@ record_differences(SyncTable *st, VerifyRun *run, List *differences)
 		}
 		nkeys++;
 	}
+	reader_end_cells();
 	if (nkeys > 0)
 		capture_queue_packed(st->relid, st->layout.id, packed.data, packed.len, nkeys);
 	SPI_finish();
@@ -1242,23 +1249,30 @@ check_step(SyncTable *st, VerifyRun *run)
 	check.all = false;
 	StartTransactionCommand();
 	MemoryContextSwitchTo(run->step_cxt);
+	reader_begin_cells(st);
 	for (int i = 0; i < n; i++)
 	{
 		Datum		values[INDEX_MAX_KEYS];
+		char	   *reason;
 
 		batch[i]->queued = batch[i]->queued_before = false;
 		index_add(check.index, batch[i]->cells, batch[i]->len);
-		if (!batch[i]->raw && reader_key_from_cells(st, keys, i, values))
+		if (batch[i]->raw)
+			continue;
+		if (reader_key_from_cells(st, keys, i, values, &reason))
 			keyset_add(ks, values);
+		else
+			batch[i]->refused = reason != NULL;
 	}
+	reader_end_cells();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(run->step_cxt);
 	read = reader_collect_keys(st, ks, source, PIECE_BYTES, look_at_queue, &check);
-	if (read == READ_TROUBLE)
+	if (read == READ_TROUBLE || read == READ_LATER)
 		return false;
 	if (read != READ_OK && n > 1)
 	{
-		run->check_keys = n / 2;
+		run->check_keys = Max(1, n / (bounded_cut() ? 64 : 2));
 		return true;
 	}
 	if (read == READ_REFUSED)
@@ -1288,7 +1302,7 @@ check_step(SyncTable *st, VerifyRun *run)
 		d = judge(st, run, batch[i], source, index_find(sources, key.data, key.len),
 				  target, unanswered && res.outcome == TARGET_TOO_BIG ? 0 :
 				  index_find(targets, key.data, key.len),
-				  read == READ_REFUSED || (unanswered && res.outcome == TARGET_TOO_BIG));
+				  read == READ_REFUSED || batch[i]->refused || (unanswered && res.outcome == TARGET_TOO_BIG));
 		if (d != NULL)
 			differences = lappend(differences, d);
 	}
@@ -1472,7 +1486,7 @@ keys_step(SyncTable *st, VerifyRun *run)
 
 	memset(&res, 0, sizeof(res));
 	the_target->ops->page(the_target, &st->def->target, st->def->target.keys, st->def->nkeys,
-						  after, PAGE_KEYS, run->after == NULL, page, &res);
+						  after, run->page_keys, run->after == NULL, page, &res);
 	if (res.outcome != TARGET_OK)
 	{
 		if (target_failed(st, run, &res))
@@ -1485,30 +1499,33 @@ keys_step(SyncTable *st, VerifyRun *run)
 	initStringInfo(&cells);
 	StartTransactionCommand();
 	MemoryContextSwitchTo(run->step_cxt);
+	reader_begin_cells(st);
 	for (int row = 0; row < page->nrows; row++)
 	{
 		Datum		values[INDEX_MAX_KEYS];
+		char	   *reason;
 
-		if (reader_key_from_cells(st, page, row, values))
+		if (reader_key_from_cells(st, page, row, values, &reason))
 			keyset_add(ks, values);
 		else
 		{
 			row_cells(st, page, row, NULL, &cells);
-			add_candidate(run, cells.data, cells.len, true);
+			add_candidate(run, cells.data, cells.len, reason == NULL);
 		}
 	}
+	reader_end_cells();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(run->step_cxt);
 	if (keyset_nopen(ks) > 0)
 	{
 		read = reader_collect_keys(st, ks, NULL, 0, NULL, NULL);
-		if (read == READ_TROUBLE)
+		if (read == READ_TROUBLE || read == READ_LATER)
 			return false;
 		/* one that cannot be read is found among the others one by one */
 		add_open_keys(run, ks);
 	}
 
-	if (page->nrows < PAGE_KEYS)
+	if (page->nrows < run->page_keys)
 		run->stage = VERIFY_END;
 	else
 	{
@@ -1634,7 +1651,16 @@ verify_step(SyncTable *st)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(oldcxt);
-	if (error != NULL)
+	if (error != NULL && bounded_cut() && st->verify != NULL &&
+		(st->verify->page_keys > 1 || st->verify->check_keys > 1))
+	{
+		/* for fewer keys it may do */
+		st->verify->page_keys = Max(1, st->verify->page_keys / 64);
+		st->verify->check_keys = Max(1, st->verify->check_keys / 64);
+		st->verify->retry_at = bounded_retry_at(st->relid);
+		FreeErrorData(error);
+	}
+	else if (error != NULL)
 	{
 		if (st->verify == NULL || ++st->verify->errors >= ERRORS)
 		{
@@ -1643,7 +1669,7 @@ verify_step(SyncTable *st)
 			verify_fail(st, st->verify ? st->verify : &none, error->message);
 		}
 		else
-			st->verify->retry_at = backoff(st->verify->errors + 3);
+			st->verify->retry_at = Max(backoff(st->verify->errors + 3), bounded_retry_at(st->relid));
 		FreeErrorData(error);
 	}
 	return more;

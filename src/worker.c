@@ -16,6 +16,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "bounded.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
 #include "claim.h"
@@ -72,6 +73,7 @@ static Oid	extension_oid = InvalidOid;
 static bool restart_wanted = false;
 static bool start_counted = false;	/* in worker_state.unclean_starts */
 static bool progress_noted = false;
+static bool table_blamed = false;	/* for the last one's end */
 
 static void note_progress(void);
 
@@ -189,6 +191,8 @@ worker_may_feed(SyncTable *st)
 		return false;
 	if (!worker_has_room(st))
 		return false;
+	if (bounded_retry_at(st->relid) != 0 || (bounded_runs_code(st) && !bounded_turn_has_time()))
+		return false;			/* it has had its share */
 	if (st->read_retry_at != 0 && GetCurrentTimestamp() < st->read_retry_at)
 		return false;
 	for (int i = 0; i < st->nlanes; i++)
@@ -258,17 +262,13 @@ trouble_hint(const SyncTable *st, const char *code)
 	return "It is tried again by itself; changes go on queueing.";
 }
 
+/* something is wrong with the table, and it goes on all the same */
 void
-table_trouble(SyncTable *st, const char *code, const char *message, const char *hint)
+table_warning(SyncTable *st, const char *code, const char *message, const char *hint)
 {
 	/* the source's words may be those of a user's function: any text at all */
 	const char *text = message ? target_clean_text(message, strlen(message)) : "no reason given";
 
-	st->in_error = true;
-	st->target_ready = false;
-	st->error_attempts++;
-	st->error_retry_at = backoff(Min(st->error_attempts + 2, 30));
-	st->parked_in_a_row = 0;
 	if (st->error_message != NULL)
 		pfree(st->error_message);
 	if (st->error_hint != NULL)
@@ -279,13 +279,27 @@ table_trouble(SyncTable *st, const char *code, const char *message, const char *
 	strlcpy(st->error_code, code ? code : "", sizeof(st->error_code));
 	st->error_changed = true;
 	st->dirty = true;
+}
+
+void
+table_trouble(SyncTable *st, const char *code, const char *message, const char *hint)
+{
+	const char *text;
+
+	table_warning(st, code, message, hint);
+	text = st->error_message;
+	st->in_error = true;
+	st->target_ready = false;
+	st->error_attempts++;
+	st->error_retry_at = Max(backoff(Min(st->error_attempts + 2, 30)), bounded_retry_at(st->relid));
+	st->parked_in_a_row = 0;
 	if (strncmp(st->logged_error, text, sizeof(st->logged_error) - 1) != 0)
 	{
 		strlcpy(st->logged_error, text, sizeof(st->logged_error));
 		ereport(LOG,
-				(errmsg("crate_sync: table %s.%s is stopped: %s",
-						st->def ? st->def->schemaname : "?",
-						st->def ? st->def->relname : "?", text),
+				(st->def ?
+				 errmsg("crate_sync: table %s.%s is stopped: %s", st->def->schemaname, st->def->relname, text) :
+				 errmsg("crate_sync: table %u is stopped: %s", st->relid, text),
 				 errhint("%s", st->error_hint)));
 	}
 	state_hold_work(st);
@@ -298,7 +312,7 @@ void
 table_goes_on(SyncTable *st)
 {
 	st->error_attempts = 0;
-	if (st->error_message != NULL && !st->stale)
+	if (st->error_message != NULL && !st->stale && st->read_timeouts == 0)
 		table_recovered(st);
 	if (st->logged_error[0] == '\0')
 		return;
@@ -325,6 +339,7 @@ static void
 on_exit_clear(int code, Datum arg)
 {
 	LiveShared *live = live_attach();
+	bool		cut_short = bounded_exit();
 
 	if (live_db == NULL)
 		return;
@@ -341,7 +356,9 @@ on_exit_clear(int code, Datum arg)
 	/* what it said last is true no more */
 	if (strcmp(live_db->state, "down") != 0)
 		live_db->state[0] = live_db->hint[0] = '\0';
-	if (code != 0)
+	if (cut_short)
+		live_db->next_start = 0;	/* what it ended for is left out */
+	else if (code != 0)
 	{
 		live_db->failures++;
 		live_db->next_start = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
@@ -429,6 +446,7 @@ worker_pin_settings(void)
 		{"enable_mergejoin", "off"},
 		{"enable_material", "off"},
 		{"max_parallel_workers_per_gather", "0"},
+		{"temp_file_limit", "1GB"},
 		{"jit", "off"},
 		/* filters are read as they were when they were given */
 		{"standard_conforming_strings", "on"},
@@ -516,8 +534,9 @@ begin_work(void)
 			stopped = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 		if (!stopped)
 		{
-			SPI_execute("UPDATE crate_sync.worker_state SET unclean_starts = unclean_starts + 1 "
-						"RETURNING unclean_starts, timeline", false, 1);
+			/* what a table is to blame for is held against that table */
+			SPI_execute(psprintf("UPDATE crate_sync.worker_state SET unclean_starts = unclean_starts + %d "
+								 "RETURNING unclean_starts, timeline", table_blamed ? 0 : 1), false, 1);
 			if (SPI_processed == 1)
 			{
 				int			timeline;
@@ -920,6 +939,7 @@ worker_catch(MemoryContext cxt)
 	MemoryContextSwitchTo(cxt);
 	error = CopyErrorData();
 	FlushErrorState();
+	bounded_end();
 	AbortCurrentTransaction();
 	return error;
 }
@@ -1048,6 +1068,7 @@ take_turn(void)
 	bool		busy = false;
 	bool		woken = false;
 
+	bounded_new_turn();
 	if (now >= turn.next_look)
 	{
 		look_around();
@@ -1089,10 +1110,15 @@ take_turn(void)
 		if (st->in_error)
 			continue;
 		/* it fits again, and there is nothing that could show more than that */
-		if (st->error_message != NULL && st->target_ready && !st->stale && lanes_idle(st) &&
-			dlist_is_empty(&st->passes) &&
+		if (st->target_ready && !st->stale && lanes_idle(st) &&
+			dlist_is_empty(&st->passes) && bounded_retry_at(st->relid) == 0 &&
 			now > TimestampTzPlusMilliseconds(st->ready_time, 500))
-			table_recovered(st);
+		{
+			if (st->error_message != NULL)
+				table_recovered(st);
+			if (st->phase == LOAD_NONE)
+				bounded_forgive(st->relid);
+		}
 		start = GetCurrentTimestamp();
 		got |= feed_rows(st);
 		if (!st->in_error && !st->spec.paused && st->target_ready)
@@ -1221,7 +1247,7 @@ crate_sync_worker_main(Datum arg)
 	MemoryContext turn_cxt;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
+	pqsignal(SIGTERM, bounded_die);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
 	pgstat_report_appname("crate_sync");
@@ -1256,6 +1282,7 @@ crate_sync_worker_main(Datum arg)
 	SetConfigOption("client_encoding", "UTF8", PGC_USERSET, PGC_S_SESSION);
 	CommitTransactionCommand();
 	wait_for_catalog();
+	table_blamed = bounded_init();
 	begin_work();
 	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
 	live_db->wanted = LIVE_WANTED;

@@ -5,7 +5,7 @@ use CrateSync;
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-my $conf = "crate_sync.max_retry_interval = 300ms\ncrate_sync.interval = 100ms\n";
+my $conf = "crate_sync.max_retry_interval = 300ms\ncrate_sync.interval = 100ms\ncrate_sync.debug_read_limit = 1s\n";
 my $node = CrateSync::server('faults_pg', streaming => 1, conf => $conf);
 my $new_node = sub {
 	my ($name) = @_;

@@ -1,0 +1,224 @@
+# Code of a table's owner that loops, sleeps, catches cancels or allocates: it costs
+# its own table, for a bounded time, and nobody else.
+
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+use CrateSync;
+use Test::More;
+
+# all limits follow the first one: here they are a sixteenth of what they are elsewhere
+my $node = CrateSync::server('user_code', conf => <<'EOC');
+crate_sync.debug_read_limit = '250ms'
+crate_sync.max_retry_interval = '1s'
+crate_sync.interval = '100ms'
+EOC
+$node->safe_psql('postgres', 'CREATE ROLE shop LOGIN');
+
+my $n = 0;
+
+# a mirror in which shop may have tables of its own, beside another owner's
+sub let_in
+{
+	my ($m) = @_;
+	$m->sql(qq{GRANT USAGE, CREATE ON SCHEMA $m->{schema} TO shop; GRANT USAGE ON SCHEMA crate_sync TO shop;
+		GRANT EXECUTE ON FUNCTION crate_sync.add_table, crate_sync.remove_table, crate_sync.resync, crate_sync.verify TO shop;
+		CREATE TABLE other (id int PRIMARY KEY)});
+	$m->add('other');
+}
+
+sub as_shop
+{
+	my ($m, $sql) = @_;
+	return $m->sql("SET SESSION AUTHORIZATION shop; $sql");
+}
+
+# another owner's row arrives, and that before the table of the bad code is through
+sub others_go_on
+{
+	my ($m, $table, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	$n++;
+	$m->sql("INSERT INTO other VALUES ($n)");
+	ok(CrateSync::wait_until("row $n of other", sub { $m->target_value("SELECT count(*) FROM {other} WHERE id = $n") }), "$what: another table's row arrives");
+	is($m->sql("SELECT queued_keys > 0 OR state IN ('loading', 'sweeping', 'verifying', 'error') FROM crate_sync.tables WHERE relname = '$table'"), 't',
+		'... and this one is not through');
+}
+
+# status names the table, and says what to do; another table goes on meanwhile
+sub blamed
+{
+	my ($m, $table, $what, $error) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	ok($m->poll("SELECT state = 'error' AND last_error ~ '$error' AND hint ~ 'remove_table' FROM crate_sync.tables WHERE relname = '$table'"), "$what: the table says so");
+	others_go_on($m, $table, $what);
+	# while it goes well for a moment the message is gone
+	ok($m->poll("SELECT NOT ok AND state = 'table error' AND message ~ '$table' FROM crate_sync.status"), "$what: so does status");
+	others_go_on($m, $table, $what);
+}
+
+# what f(v) does for the row 'stop'
+my %bad = (
+	'a loop'                         => 'LOOP NULL; END LOOP;',
+	'a loop that catches cancels'    => 'LOOP BEGIN LOOP NULL; END LOOP; EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP;',
+	'a sleep'                        => 'PERFORM pg_sleep(100000);',
+	'a sleep that catches cancels'   => 'LOOP BEGIN PERFORM pg_sleep(100000); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP;',
+	'a cancel that becomes an error' => q{BEGIN PERFORM pg_sleep(100000); EXCEPTION WHEN query_canceled THEN RAISE EXCEPTION 'mine' USING ERRCODE = '55000'; END;},
+	'no limits of its own'           => q{PERFORM set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false), pg_sleep(100000);},
+	'a lock that is not to be had'   => q{PERFORM set_config('lock_timeout', '0', false), pg_advisory_lock(4711);},
+	'rows that take five times the limit' => 'PERFORM pg_sleep(1.25);',
+);
+
+sub function
+{
+	my ($body) = @_;
+	return "CREATE OR REPLACE FUNCTION f(v text) RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS \$f\$ BEGIN
+		IF v = 'stop' AND current_setting('application_name') = 'crate_sync' THEN $body END IF; RETURN true; END \$f\$;";
+}
+
+my $mended = function('NULL;');
+
+# --- row filters of all kinds: while one row or all rows are so, and until the function is mended
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	let_in($m);
+	my $holder = $m->background("SELECT pg_advisory_lock(4711); SELECT pg_sleep(1000)");
+	foreach my $what (sort keys %bad)
+	{
+		as_shop($m, function($bad{$what}) . q{CREATE TABLE bad (id int PRIMARY KEY, v text); INSERT INTO bad SELECT i, 'fine' FROM generate_series(1, 300) i;
+			SELECT crate_sync.add_table('bad', row_filter => 'f(v)')});
+		$m->equal([ 'bad', 'other' ], "$what: loaded");
+		my $pid = $m->worker_pid;
+		as_shop($m, q{UPDATE bad SET v = 'stop' WHERE id % 10 = 7});
+		my $swallows = $bad{$what} =~ /LOOP BEGIN/;
+		blamed($m, 'bad', $what, $swallows ? 'does not end, and cannot be cancelled' : 'cancelled after');
+		is($pid eq $m->worker_pid ? 'same' : 'another', $swallows ? 'another' : 'same', "$what: the worker " . ($swallows ? 'is another one' : 'stays'));
+		as_shop($m, $mended);
+		$m->sql(q{SELECT crate_sync.retry_failed()});
+		$m->equal([ 'bad', 'other' ], "$what: mended");
+		ok($m->poll('SELECT ok FROM crate_sync.status'), "$what: all is well");
+		as_shop($m, q{SELECT crate_sync.remove_table('bad', drop_target => true); DROP TABLE bad});
+	}
+	is($m->sql('SELECT unclean_starts FROM crate_sync.worker_state'), 0, 'no start was in vain');
+	$holder->{h}->kill_kill;
+}, only => 'sqlite', why => 'it is the reader\'s, which knows no target');
+
+# --- code that is no filter: a domain in the key while a sweep and a verify read keys back, a cast, an
+# operator, and what the planner evaluates of an index
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	let_in($m);
+	foreach my $body ($bad{'a sleep'}, $bad{'a loop that catches cancels'})
+	{
+		my $what = $body =~ /EXCEPTION/ ? 'swallows' : 'sleeps';
+		my $error = $body =~ /EXCEPTION/ ? 'does not end, and cannot be cancelled' : 'cancelled after';
+		as_shop($m, function('NULL;') . q{
+			CREATE DOMAIN d AS text CHECK (f(VALUE)); CREATE TYPE kt AS (a d, b int);
+			CREATE TABLE keyed (id kt PRIMARY KEY, v text);
+			INSERT INTO keyed SELECT ROW(CASE i WHEN 7 THEN 'stop' ELSE 'k' || i END, 1)::kt, 'v' FROM generate_series(1, 20) i;
+			SELECT crate_sync.add_table('keyed')});
+		$m->equal([ 'keyed', 'other' ], "a domain that $what: loaded");
+		as_shop($m, function($body) . q{SELECT crate_sync.resync('keyed')});
+		blamed($m, 'keyed', "a domain that $what, in a sweep", $error);
+		is($m->target_count('keyed'), 20, '... and no row is taken for one that is gone');
+		as_shop($m, $mended);
+		$m->sql('SELECT crate_sync.retry_failed()');
+		$m->equal([ 'keyed', 'other' ], '... mended');
+		# an error instead is no proof either
+		as_shop($m, function(q{RAISE EXCEPTION 'no' USING ERRCODE = 'check_violation';}) . q{SELECT crate_sync.resync('keyed')});
+		ok($m->poll(q{SELECT n_failed_rows = 1 AND state = 'ready' FROM crate_sync.tables WHERE relname = 'keyed'}), 'a domain that refuses a key of the target: it is parked');
+		is($m->target_count('keyed'), 20, '... and not deleted');
+		as_shop($m, function('RETURN false;') . q{SELECT crate_sync.verify('keyed', true)});
+		ok($m->poll(q{SELECT NOT last_verify_ok FROM crate_sync.tables WHERE relname = 'keyed'}), '... nor is it by a verify that repairs');
+		is($m->target_count('keyed'), 20, '... the row is there');
+		as_shop($m, $mended);
+		$m->sql('SELECT crate_sync.retry_failed()');
+		$m->equal([ 'keyed', 'other' ], '... mended');
+		as_shop($m, q{SELECT crate_sync.remove_table('keyed', drop_target => true); DROP TABLE keyed; DROP TYPE kt; DROP DOMAIN d});
+	}
+
+	as_shop($m, function($bad{'a loop that catches cancels'}) . qq{
+		CREATE FUNCTION same(a text, b text) RETURNS boolean IMMUTABLE LANGUAGE sql AS 'SELECT $m->{schema}.f(a) AND a = b';
+		CREATE OPERATOR ~==~ (FUNCTION = same, LEFTARG = text, RIGHTARG = text);
+		CREATE TYPE e AS ENUM ('go', 'stop');
+		CREATE FUNCTION to_number(e) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT CASE WHEN $m->{schema}.f(\$1::text) THEN 1 ELSE 0 END';
+		CREATE CAST (e AS int) WITH FUNCTION to_number(e);
+		CREATE FUNCTION constant(text) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT CASE WHEN $m->{schema}.f(\$1) THEN 1 ELSE 0 END';
+		CREATE TABLE operated (id int PRIMARY KEY, v text); CREATE TABLE casted (id int PRIMARY KEY, v e); CREATE TABLE indexed (id int PRIMARY KEY, v text);
+		INSERT INTO operated SELECT i, 'fine' FROM generate_series(1, 20) i; INSERT INTO casted SELECT i, 'go' FROM generate_series(1, 20) i;
+		INSERT INTO indexed SELECT i, 'fine' FROM generate_series(1, 20) i;
+		CREATE INDEX ON indexed ((id + constant('stop')));
+		SELECT crate_sync.add_table('operated', row_filter => 'v ~==~ v')});
+	$m->equal([ 'operated', 'other' ], 'loaded with an operator');
+	as_shop($m, q{UPDATE operated SET v = 'stop' WHERE id = 3});
+	blamed($m, 'operated', 'an operator', 'does not end');
+	as_shop($m, q{SELECT crate_sync.remove_table('operated')});
+	as_shop($m, q{SELECT crate_sync.add_table('casted', row_filter => 'v::int = 1')});
+	$m->equal([ 'casted', 'other' ], 'loaded with a cast');
+	as_shop($m, q{UPDATE casted SET v = 'stop' WHERE id = 3});
+	blamed($m, 'casted', 'a cast', 'does not end');
+	as_shop($m, q{SELECT crate_sync.remove_table('casted'), crate_sync.add_table('indexed')});
+	blamed($m, 'indexed', 'an expression of an index', 'does not end');
+	as_shop($m, $mended);
+	$m->equal([ 'indexed', 'other' ], 'mended');
+}, only => 'sqlite', why => 'it is the reader\'s, which knows no target');
+
+# --- whoever it is that ends: the server in the middle of it, the worker by hand
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	let_in($m);
+	as_shop($m, function($bad{'a sleep that catches cancels'}) . q{CREATE TABLE bad (id int PRIMARY KEY, v text); INSERT INTO bad SELECT i, 'fine' FROM generate_series(1, 300) i;
+		SELECT crate_sync.add_table('bad', row_filter => 'f(v)')});
+	$m->equal([ 'bad', 'other' ], 'loaded');
+	# long enough for everything below to happen within one read
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '10s'; SELECT pg_reload_conf()});
+	ok($m->poll(q{SELECT wait_event IS DISTINCT FROM 'PgSleep' FROM pg_stat_activity WHERE pid = (SELECT pid FROM crate_sync.status)}), 'the worker is idle');
+	my $asleep = q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'crate_sync worker' AND datname = current_database() AND wait_event = 'PgSleep'};
+
+	as_shop($m, q{UPDATE bad SET v = 'stop' WHERE id = 7});
+	ok($m->poll($asleep), 'a read that hangs');
+	my $pid = $m->worker_pid;
+	is($m->sql("SELECT pg_terminate_backend($pid)"), 't', 'terminated by hand');
+	ok($m->poll("SELECT pid <> $pid FROM crate_sync.status"), '... it ends, and another one starts');
+	ok($m->poll($asleep), '... which hangs as well, as a read that was that short is nobody\'s fault');
+
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '250ms'; SELECT pg_reload_conf()});
+	$node->restart;
+	blamed($m, 'bad', 'after a restart', 'does not end');
+
+	# who was at it when the server was killed
+	as_shop($m, $mended);
+	$m->equal([ 'bad', 'other' ], 'mended');
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '10s'; SELECT pg_reload_conf()});
+	as_shop($m, function('PERFORM pg_sleep(100000);'));
+	ok($m->poll($asleep), 'it hangs');
+	$m->kill_worker;
+	blamed($m, 'bad', 'after a crash', 'went down');
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '250ms'; SELECT pg_reload_conf()});
+	$node->restart;
+	blamed($m, 'bad', 'after a crash and a restart', 'went down');
+	as_shop($m, $mended);
+	$m->equal([ 'bad', 'other' ], 'mended');
+	cmp_ok($m->sql('SELECT unclean_starts FROM crate_sync.worker_state'), '<=', 1, 'no start was in vain for all');
+
+	# who was at it by chance is read again at once
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '10s'; SELECT pg_reload_conf()});
+	as_shop($m, q{SELECT crate_sync.remove_table('bad')});
+	as_shop($m, function($bad{'a lock that is not to be had'}) . q{CREATE TABLE unlucky (id int PRIMARY KEY, v text); INSERT INTO unlucky VALUES (1, 'fine');
+		SELECT crate_sync.add_table('unlucky', row_filter => 'f(v)')});
+	foreach my $n (1 .. 2)
+	{
+		my $holder = $m->background("SELECT pg_advisory_lock(4711); SELECT pg_sleep(1000)");
+		ok($m->poll("SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"), 'a lock is held');
+		as_shop($m, q{UPDATE unlucky SET v = 'stop'});
+		ok($m->poll("SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted"), 'a read waits for it');
+		$m->kill_worker;
+		$holder->done;
+		$m->equal([ 'unlucky', 'other' ], "read again after a crash ($n)");
+	}
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '250ms'; SELECT pg_reload_conf()});
+});
+
+$node->stop;
+done_testing();
