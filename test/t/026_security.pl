@@ -452,7 +452,7 @@ EOQ
 	is($json->encode([ map { $_->[0] . '=' . $_->[1] } @{ $m->target_rows('SELECT id, v FROM {t} ORDER BY id') } ]),
 		$json->encode([ '\xff=spelled', 'a=y', 'b=now good', 'c=d', "\x{e9}=good" ]), 'all others are there');
 	is($m->sql(q{SELECT crate_sync.resync('t'), crate_sync.retry_failed(), crate_sync.verify('t')}), '1|3|1', 'resync, retry, verify');
-	ok($m->poll(q{SELECT last_verify_time IS NOT NULL AND state = 'ready' FROM crate_sync.tables WHERE relname = 't'}), 'verified');
+	ok($m->poll(q{SELECT last_verify_time IS NOT NULL AND state = 'differences' FROM crate_sync.tables WHERE relname = 't'}), 'verified');
 	is($m->target_count('t'), 5, 'and none gets lost');
 	$m->sql(q{DELETE FROM t WHERE id IN (E'\xff', E'\xff\xff'); UPDATE u SET a = 'y' WHERE b = 1});
 	ok($m->poll(q{SELECT count(*) = 0 FROM crate_sync.failed_rows}), 'deleted or mended, they are no failed rows') or $m->tell_why;
