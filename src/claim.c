@@ -85,6 +85,7 @@ static char our_place[33];
 static int64 our_beat = 0;		/* the last one written down here */
 static int64 beat_acked = 0;	/* the last one that arrived there */
 static int64 our_timeline = 0;
+static bool successor = false;
 
 /* what is known of the target */
 static bool table_ready = false;
@@ -157,12 +158,19 @@ claim_init(void)
 	}
 	SPI_finish();
 	strlcpy(claim_target.token, our_token, sizeof(claim_target.token));
+	successor = our_beat > 0;
 }
 
 const char *
 claim_token(void)
 {
 	return our_token;
+}
+
+bool
+claim_is_successor(void)
+{
+	return successor;
 }
 
 void
@@ -673,20 +681,45 @@ claim_look(const char *schema, const char *name, bool *foreign, TargetResult *re
 	(void) look_at_claim(table_key(schema, name), foreign, res);
 }
 
-void
-claim_release(const char *schema, const char *name, bool *foreign, TargetResult *res)
+/* takes a row of the claim table away */
+static void
+delete_claim(const char *key, int lane, int64 epoch, TargetResult *res)
 {
 	RowSet	   *rs = rowset_create(CurrentMemoryContext, 1);
-	int64		epoch = 0;
-	char	   *key = table_key(schema, name);
 
-	if (look_at_claim(key, foreign, res) && raise_claim_fence(0, &epoch, res))
-	{
-		put_text(rs, 0, key);
-		rowset_end_row(rs);
-		claim_request(TARGET_DELETE, rs, 0, epoch, res);
-	}
+	put_text(rs, 0, key);
+	rowset_end_row(rs);
+	claim_request(TARGET_DELETE, rs, lane, epoch, res);
 	rowset_free(rs);
+}
+
+void
+claim_release(const char *schema, const char *name, TargetResult *res)
+{
+	char	   *key = table_key(schema, name);
+	bool		foreign;
+	int64		epoch = 0;
+
+	/* under the fence: who takes it over after we looked keeps it */
+	if (look_at_claim(key, &foreign, res) && raise_claim_fence(0, &epoch, res) &&
+		look_at_claim(key, &foreign, res))
+		delete_claim(key, 0, epoch, res);
+}
+
+void
+claim_leave(TargetResult *res)
+{
+	int64		epoch = 0;
+
+	memset(res, 0, sizeof(TargetResult));
+	beat_epoch = 0;
+	if (!ensure_claim_table(res) || !raise_claim_fence(beat_lane(), &epoch, res))
+		return;
+	delete_claim(beat_key(our_token, our_place), beat_lane(), epoch, res);
+	if (res->outcome == TARGET_OK)
+		the_target->ops->drop_fence(the_target, &claim_target, beat_lane(), res);
+	if (res->outcome == TARGET_OK)
+		beat_acked = 0;			/* none there */
 }
 
 void

@@ -23,6 +23,9 @@ typedef enum ClaimVerdict
 /* at the worker's start, in a transaction */
 extern void claim_init(void);
 
+/* has a worker of this database been at work before us? */
+extern bool claim_is_successor(void);
+
 /* another target, or the same one anew: nothing is known of it */
 extern void claim_forget(void);
 
@@ -44,8 +47,11 @@ extern const char *claim_token(void);
 /* is it another's?  No claim at all is nobody's */
 extern void claim_look(const char *schema, const char *name, bool *foreign, TargetResult *res);
 
-/* gives a claim back; foreign: it is another's, a copy's original's for instance */
-extern void claim_release(const char *schema, const char *name, bool *foreign, TargetResult *res);
+/* gives a claim back, if it is ours */
+extern void claim_release(const char *schema, const char *name, TargetResult *res);
+
+/* the last table is removed: nothing shows any more that we were here */
+extern void claim_leave(TargetResult *res);
 
 /* shows that we are alive, every few seconds; call outside of transactions */
 extern void claim_heartbeat(void);

@@ -45,6 +45,7 @@ typedef struct Answer
 typedef struct Verdict
 {
 	TargetOutcome outcome;
+	bool		over;			/* nothing of it can still be carried out */
 	char		code[16];
 	char	   *message;
 } Verdict;
@@ -93,7 +94,7 @@ extern void build_upsert(StringInfo buf, const TargetRequest *req);
 extern int key_place(const TargetTable *table, const RowSet *rows, int k);
 extern int lookup_chunk(const TargetTable *table, const RowSet *rows, int lo, int hi);
 extern void build_lookup(StringInfo buf, const TargetTable *table, const RowSet *rows, int lo,
-						 int hi, void (*what) (StringInfo buf, const TargetTable *table,
+						 int hi, const TargetRequest *req, void (*what) (StringInfo buf, const TargetTable *table,
 						 void *arg), void *arg);
 extern void what_version(StringInfo buf, const TargetTable *table, void *arg);
 extern void what_columns(StringInfo buf, const TargetTable *table, void *arg);

@@ -381,6 +381,7 @@ answer_judge(HttpConn *conn, Answer *answer, Verdict *v)
 	{
 		v->outcome = conn->fate == HTTP_LOST ? TARGET_UNKNOWN :
 			conn->fate == HTTP_NOT_SENT ? TARGET_UNREACHABLE : TARGET_REFUSED_ALL;
+		v->over = conn->fate != HTTP_LOST;
 		strlcpy(v->code, conn->fate == HTTP_UNUSABLE ? "settings" : "network", sizeof(v->code));
 		v->message = target_clean_text(conn->error, strlen(conn->error));
 		return;
@@ -399,6 +400,13 @@ answer_judge(HttpConn *conn, Answer *answer, Verdict *v)
 
 		snprintf(v->code, sizeof(v->code), "%d", answer->error_code);
 		v->outcome = classify_error(conn->status, answer->error_code, message);
+
+		/*
+		 * Refused for what it says, before any of it was carried out.  What else
+		 * goes wrong does so at one shard: others may go on with their part.
+		 */
+		v->over = v->outcome == TARGET_REFUSED_ROWS || v->outcome == TARGET_TOO_BIG ||
+			v->outcome == TARGET_REFUSED_ALL;
 		v->message = target_clean_text(message, len);
 		return;
 	}
@@ -416,6 +424,7 @@ answer_judge(HttpConn *conn, Answer *answer, Verdict *v)
 			strncmp(conn->answer, "{\"error\":{\"message\":\"SQLParseException[Can't parse", 50) == 0)
 		{
 			v->outcome = TARGET_REFUSED_ROWS;
+			v->over = true;
 			strlcpy(v->code, "4000", sizeof(v->code));
 			v->message = target_clean_text(conn->answer + 21, 200);
 			return;
@@ -424,6 +433,8 @@ answer_judge(HttpConn *conn, Answer *answer, Verdict *v)
 		v->message = psprintf("the answer is longer than %zu MB", conn->max_answer / (1024 * 1024));
 		return;
 	}
+	/* without CrateDB's words: whatever stands before its SQL did not let it in */
+	v->over = true;
 	switch (conn->status)
 	{
 		case 401:
@@ -438,6 +449,7 @@ answer_judge(HttpConn *conn, Answer *answer, Verdict *v)
 			break;
 		default:
 			v->outcome = TARGET_UNKNOWN;
+			v->over = false;
 	}
 	if (conn->status == 413 || conn->status == 429)
 		v->message = pstrdup(conn->status == 413 ? "the request is too large" : "too many requests");
@@ -554,8 +566,8 @@ count_deleted(const Answer *answer, int sent)
 				}
 			}
 		}
-		/* 0: its partition is gone, and it with that */
-		if (rowcount >= 0 || missing)
+		/* 0: its partition is gone, or the request came too late: to be looked at again */
+		if (rowcount > 0 || missing)
 			gone++;
 	}
 	return n == sent ? gone : -1;

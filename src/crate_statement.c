@@ -378,7 +378,9 @@ lookup_chunk(const TargetTable *table, const RowSet *rows, int lo, int hi)
 /*
  * Looks rows up by key.  The select list is what(), from t, or, for a
  * composite key, the number of the key looked for (live ones counted from 0)
- * and then what().
+ * and then what().  With a request, its fence's epoch and the target's clock
+ * follow; it is marked as a write is, so that who raises the fence waits until
+ * the versions found under an older one are none of his.
  *
  * One key column: literals, which find rows not yet refreshed.  Several: that
  * way costs seconds, so the caller refreshes first, and the keys come as
@@ -387,15 +389,20 @@ lookup_chunk(const TargetTable *table, const RowSet *rows, int lo, int hi)
  */
 void
 build_lookup(StringInfo buf, const TargetTable *table, const RowSet *rows, int lo, int hi,
+			 const TargetRequest *req,
 			 void (*what) (StringInfo buf, const TargetTable *table, void *arg), void *arg)
 {
 	bool		first = true;
 
 	begin_statement(buf);
+	if (req != NULL)
+		append_marker(buf, req);
 	raw(buf, "SELECT ");
 	if (table->nkeys > 1)
 		raw(buf, "u.i,");
 	what(buf, table, arg);
+	if (req != NULL)
+		raw(buf, ",(SELECT epoch FROM " FENCE_TABLE " WHERE id = ?),CURRENT_TIMESTAMP");
 	raw(buf, " FROM ");
 	sql_text(buf, table->qualified);
 	raw(buf, " AS t");
@@ -420,7 +427,14 @@ build_lookup(StringInfo buf, const TargetTable *table, const RowSet *rows, int l
 			cell = rowset_get(rows, i, key_place(table, rows, 0), &len);
 			append_literal(buf, col, cell, len);
 		}
-		raw(buf, ")\"}");
+		raw(buf, ")\"");
+		if (req != NULL)
+		{
+			raw(buf, ",\"args\":[");
+			append_fence_id(buf, table, req->lane);
+			raw(buf, "]");
+		}
+		raw(buf, "}");
 		return;
 	}
 
@@ -449,6 +463,11 @@ build_lookup(StringInfo buf, const TargetTable *table, const RowSet *rows, int l
 		raw(buf, ")");
 	}
 	raw(buf, "\",\"args\":[");
+	if (req != NULL)
+	{
+		append_fence_id(buf, table, req->lane);
+		raw(buf, ",");
+	}
 	for (int k = 0; k < table->nkeys; k++)
 	{
 		append_cells(buf, rows, key_place(table, rows, k), &table->cols[table->keys[k]], lo, hi);

@@ -392,10 +392,7 @@ crate_ensure_table(Target *target, const TargetTable *table, bool *created, bool
 	sync_leave(t, caller, res);
 }
 
-/*
- * The fence stays: its epoch must not begin anew while an old request may
- * still be on its way to a table of that name.
- */
+/* the fence stays: see drop_fence */
 void
 crate_drop_table(Target *target, const char *schema, const char *name, TargetResult *res)
 {

@@ -40,6 +40,7 @@ static int	kept = 0;			/* connections of such requests */
 
 static uint64 current_read = 0;
 static uint64 last_read = 0;
+static TimestampTz late_deletes = 0;	/* see lanes_late_deletes() */
 
 /* ---------------------------------------------------------------------
  * Filling batches
@@ -299,6 +300,23 @@ lanes_idle(const SyncTable *st)
 	return true;
 }
 
+/* deletes of ours, or of a worker before us, may have got lost and arrive yet */
+void
+lanes_expect_late_deletes(void)
+{
+	if (the_target != NULL && the_target->ops->delete_life != NULL)
+		late_deletes = Max(late_deletes,
+						   TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													   the_target->ops->delete_life(the_target) + 1000));
+}
+
+/* until when that is so; 0: it is not */
+TimestampTz
+lanes_late_deletes(void)
+{
+	return late_deletes > GetCurrentTimestamp() ? late_deletes : 0;
+}
+
 /* does the target keep this table waiting? */
 bool
 lanes_retrying(const SyncTable *st)
@@ -338,6 +356,8 @@ lanes_drop(SyncTable *st)
 		{
 			if (the_target != NULL)
 				the_target->ops->abandon(the_target, &lane->req);
+			if (lane->req.kind == TARGET_DELETE)
+				lanes_expect_late_deletes();
 			target_request_reset(&lane->req);
 			lane->busy = false;
 			lane->epoch = 0;
@@ -798,6 +818,13 @@ lane_complete(Lane *lane)
 	bool		single = live == 1;
 
 	lane->busy = false;
+	if (req->outcome != TARGET_OK && !req->over)
+	{
+		/* a part of it may wait at some shard, whatever the answer: fence before anything newer */
+		lane->epoch = 0;
+		if (seg->kind == TARGET_DELETE)
+			lanes_expect_late_deletes();
+	}
 	st->n_requests += Max(req->nrequests, 1);
 	st->n_bytes += req->bytes_sent;
 	st->request_time += req->elapsed;
@@ -926,7 +953,7 @@ lane_complete(Lane *lane)
 			break;
 
 		case TARGET_UNKNOWN:
-			lane->epoch = 0;	/* fence before anything newer */
+			lane->epoch = 0;	/* or it was raised by another writer */
 			lane_retry_later(lane);
 			if (st->error_message != NULL || lane->attempts >= LOST_LIMIT)
 				table_trouble(st, req->code, req->message, NULL);

@@ -64,6 +64,25 @@ give_up_rebuild(SyncTable *st)
 	next_removal = 0;
 }
 
+/*
+ * Drops a table and its fences.  While a delete may be late, they stay: who
+ * makes the table anew has to know that there was one.
+ */
+static void
+drop_with_fences(const char *schema, char *name, TargetResult *res)
+{
+	TargetTable table;
+
+	the_target->ops->drop_table(the_target, schema, name, res);
+	if (res->outcome != TARGET_OK || lanes_late_deletes() != 0)
+		return;
+	memset(&table, 0, sizeof(table));
+	table.schema = pstrdup(schema);
+	table.name = name;
+	table.qualified = psprintf("%s.%s", target_quote_ident(schema), target_quote_ident(name));
+	the_target->ops->drop_fence(the_target, &table, -1, res);
+}
+
 /* what remove_table left to do there */
 void
 process_removals(void)
@@ -75,6 +94,7 @@ process_removals(void)
 	char	   *table = NULL;
 	char	   *whole;
 	bool		drop = false;
+	bool		last = false;	/* then nothing of ours is to be left there */
 	bool		foreign = false;
 	TargetResult res;
 
@@ -84,7 +104,8 @@ process_removals(void)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
 	/* a table added again meanwhile waits for it: see removal_pending() */
-	SPI_execute("SELECT removal_id, target_schema, target_table, drop_target "
+	SPI_execute("SELECT removal_id, target_schema, target_table, drop_target, "
+				"NOT EXISTS (SELECT FROM crate_sync.mirror) AND pg_catalog.count(*) OVER () = 1 "
 				"FROM crate_sync.removal ORDER BY 1 LIMIT 1", true, 1);
 	if (SPI_processed == 1)
 	{
@@ -92,6 +113,7 @@ process_removals(void)
 		schema = MemoryContextStrdup(oldcxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2));
 		table = MemoryContextStrdup(oldcxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3));
 		drop = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4, &isnull));
+		last = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 5, &isnull));
 	}
 	SPI_finish();
 	PopActiveSnapshot();
@@ -106,16 +128,27 @@ process_removals(void)
 	memset(&res, 0, sizeof(res));
 	cs_point("before removal");
 	whole = rebuilt_table(table);
-	if (whole != NULL)
-		claim_look(schema, whole, &foreign, &res);
-	else
-		claim_release(schema, table, &foreign, &res);
+	claim_look(schema, whole ? whole : table, &foreign, &res);
 	if (foreign)
 		target_result_error(&res, TARGET_REFUSED_TABLE, "claim", "another database writes it");
-	if (res.outcome == TARGET_OK && whole == NULL)	/* what a rebuild may have left */
-		the_target->ops->drop_table(the_target, schema, psprintf("%s" REBUILD_SUFFIX, table), &res);
-	if (drop && res.outcome == TARGET_OK)
-		the_target->ops->drop_table(the_target, schema, table, &res);
+	else
+	{
+		if (res.outcome == TARGET_OK && whole == NULL)	/* what a rebuild may have left */
+			drop_with_fences(schema, psprintf("%s" REBUILD_SUFFIX, table), &res);
+		if (res.outcome == TARGET_OK && drop)
+			drop_with_fences(schema, table, &res);
+		/* last of all: as long as it is ours, nobody else has made one of that name */
+		if (whole == NULL && (res.outcome == TARGET_OK || res.outcome == TARGET_REFUSED_TABLE))
+		{
+			TargetResult released;
+
+			claim_release(schema, table, &released);
+			if (released.outcome == TARGET_OK && last)
+				claim_leave(&released);
+			if (released.outcome != TARGET_OK)
+				res = released;
+		}
+	}
 	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL ||
 		res.outcome == TARGET_BUSY || res.outcome == TARGET_UNKNOWN || res.outcome == TARGET_FAILED)
 	{
@@ -172,6 +205,7 @@ claim_for(SyncTable *st)
 	{
 		case CLAIM_OURS_AGAIN:
 			st->claimed_again = true;
+			lanes_expect_late_deletes();
 			/* FALLTHROUGH */
 		case CLAIM_OURS:
 			if (waiting)
@@ -291,6 +325,20 @@ fence_former_lanes(SyncTable *st)
 {
 	if (st->lanes_used == st->nlanes && !st->found_missing && !st->claimed_again)
 		return true;
+	if (st->found_missing && lanes_late_deletes() != 0)
+	{
+		TargetResult res;
+		int			n;
+
+		/* no fence holds these up: until they can arrive no more, if there was another table before */
+		memset(&res, 0, sizeof(res));
+		the_target->ops->count_lanes(the_target, &st->def->target, &n, &res);
+		if (res.outcome == TARGET_OK && n > 0)
+		{
+			st->claim_retry_at = lanes_late_deletes();
+			return false;
+		}
+	}
 	if (!lanes_fence_all(st, &st->def->target, &st->claim_retry_at))
 		return false;
 	if (st->lanes_used != st->nlanes)
@@ -478,7 +526,7 @@ prepare_table(SyncTable *st)
 			if (created && strcmp(mode, "full") == 0)
 				mode = "initial";
 			if (created || altered || again)
-				load_need(st, mode, "the target table was not as it was left");
+				load_need(st, mode, first ? "the table was added" : "the target table was not as it was left");
 			else
 				load_begin(st, mode);
 		}
@@ -524,6 +572,15 @@ swap_rebuilt(SyncTable *st)
 
 	if (!st->target_ready || GetCurrentTimestamp() < st->swap_retry_at)
 		return;
+	if (lanes_late_deletes() != 0)
+	{
+		/* they know nothing of fences, and would find rows that look the same */
+		ereport(LOG,
+				(errmsg("crate_sync: rebuild of %s.%s waits for some seconds: a delete that got lost may still arrive",
+						st->def->schemaname, st->def->relname)));
+		st->swap_retry_at = lanes_late_deletes();
+		return;
+	}
 	final.name = st->spec.target_table;
 	final.qualified = psprintf("%s.%s", target_quote_ident(final.schema), target_quote_ident(final.name));
 	memset(&res, 0, sizeof(res));

@@ -1122,8 +1122,12 @@ clean_up_gone(SyncTable *st)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	SPI_execute_with_args("DELETE FROM crate_sync.mirror WHERE mirror_id IN "
-						  "(SELECT mirror_id FROM crate_sync.mirror WHERE mirror_id = $1 FOR UPDATE SKIP LOCKED)",
+	/* its target table stays, and is nobody's from then on */
+	SPI_execute_with_args("WITH gone AS (DELETE FROM crate_sync.mirror WHERE mirror_id IN "
+						  "(SELECT mirror_id FROM crate_sync.mirror WHERE mirror_id = $1 FOR UPDATE SKIP LOCKED) "
+						  "RETURNING target_schema, target_table) "
+						  "INSERT INTO crate_sync.removal (target_schema, target_table, drop_target) "
+						  "SELECT target_schema, target_table, false FROM gone",
 						  1, types, values, NULL, false, 0);
 	done = SPI_processed > 0;
 	SPI_finish();

@@ -443,6 +443,8 @@ extern void lanes_watch(SyncTable *st); /* what is under way for long */
 extern bool lanes_idle(const SyncTable *st);
 extern bool lanes_fence(SyncTable *st);	/* nothing older than now can still arrive */
 extern bool lanes_fence_all(SyncTable *st, const TargetTable *table, TimestampTz *retry_at);
+extern void lanes_expect_late_deletes(void);
+extern TimestampTz lanes_late_deletes(void);
 extern bool lanes_retrying(const SyncTable *st);
 extern TimestampTz lanes_next_retry(const SyncTable *st);
 /* perhaps it is in failed_rows; false: it is not */

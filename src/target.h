@@ -65,7 +65,7 @@ typedef enum TargetOutcome
 	TARGET_REFUSED_ALL,			/* nothing can be done at this target now: wrong
 								 * password, not a CrateDB */
 	TARGET_TOO_BIG,				/* the request is too large: halve it */
-	TARGET_BUSY,				/* not carried out; later (429, 503, breaker) */
+	TARGET_BUSY,				/* not carried out in full; later (429, 503, breaker) */
 	TARGET_UNREACHABLE,			/* not carried out: never got there */
 	TARGET_UNKNOWN				/* may or may not be carried out, now or later:
 								 * fence before anything newer is sent */
@@ -87,9 +87,10 @@ typedef enum TargetRequestKind
  * rows were dropped or that the fence was raised.  With explain (one row
  * only) a refusal comes as TARGET_REFUSED_ROWS with the target's words.
  *
- * TARGET_DELETE deletes by key so that a late execution is harmless
- * (see cratedb.md's _seq_no); nwritten counts keys that are gone for sure, those
- * that were not there included.  Less than sent: repeat.
+ * TARGET_DELETE deletes by key, guarded by the fence too: TARGET_UNKNOWN with
+ * the code "fence" if it was raised.  A late execution is harmless, but for a
+ * table that was made anew meanwhile: see delete_life.  nwritten counts keys that
+ * are gone for sure, those that were not there included.  Less than sent: repeat.
  */
 typedef struct TargetRequest
 {
@@ -109,6 +110,8 @@ typedef struct TargetRequest
 	/* output */
 	bool		done;
 	TargetOutcome outcome;
+	bool		over;			/* whatever has not been carried out never will
+								 * be; else fence before anything newer is sent */
 	int64		nwritten;
 	char		code[16];		/* the target's error code: "4000", "http 502" */
 	char	   *message;		/* malloc'd, bounded, one line, valid in the
@@ -170,6 +173,13 @@ typedef struct TargetOps
 															 * target may still carry it out */
 
 	/*
+	 * A delete that is not over may be carried out for so many ms longer, and
+	 * no fence keeps it from a table that takes the place of the one it was for.
+	 * NULL: nothing is ever carried out late.
+	 */
+	int			(*delete_life) (Target *t);
+
+	/*
 	 * Synchronous calls.  They wait no longer than timeouts allow, heed
 	 * interrupts, drive requests under way meanwhile, and report trouble in
 	 * the outcome, not by ereport.  args_json is an array in UTF-8, as cells
@@ -202,12 +212,16 @@ typedef struct TargetOps
 
 	/*
 	 * Raises the fence of (table, lane) to a new epoch and waits until no
-	 * request that passed an older one can still be running.
+	 * request that passed an older one can still be running.  Epochs come from
+	 * the target's clock, in ms, so that those of a fence that was dropped do not
+	 * come again.
 	 */
 	void		(*raise_fence) (Target *t, const TargetTable *table, int lane,
 								int64 *epoch, TargetResult *res);
 	/* how many lanes, counted from 0, there may ever have been a fence for */
 	void		(*count_lanes) (Target *t, const TargetTable *table, int *n, TargetResult *res);
+	/* what is left of a table that is no more; lane -1: all */
+	void		(*drop_fence) (Target *t, const TargetTable *table, int lane, TargetResult *res);
 	/* reads it: is ours still the newest? */
 	void		(*read_fence) (Target *t, const TargetTable *table, int lane,
 							   int64 *epoch, TargetResult *res);

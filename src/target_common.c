@@ -51,6 +51,7 @@ target_request_reset(TargetRequest *req)
 	req->message = NULL;
 	req->done = false;
 	req->outcome = TARGET_OK;
+	req->over = false;
 	req->nwritten = 0;
 	req->code[0] = '\0';
 	req->elapsed = 0;

@@ -31,6 +31,7 @@
 #define LAST_POLL			250
 #define FENCE_WAIT			500		/* ms that older statements are waited for */
 #define REFRESH_PATIENCE	2000	/* ms until the table's health is looked at */
+#define DELETE_LIFE			10000	/* ms a delete is good for, unless the target is slower */
 #define MAX_BODY			(100 * 1024 * 1024) /* http.max_content_length */
 
 /* where a write is; each step is one round trip */
@@ -53,6 +54,7 @@ typedef struct Slot
 	TargetRequest *req;			/* NULL: free */
 	Step		step;
 	instr_time	start;
+	TimestampTz sent_at;		/* of this step */
 	int			live;			/* rows or keys to write */
 	int64		nwritten;
 	int64		columns;		/* of the table when it was sent; 0: not known */
@@ -81,6 +83,7 @@ struct CrateTarget
 	int			nbusy;
 	int			nfinished;		/* requests done since poll last returned */
 	List	   *columns;		/* of ColumnCount *, in cxt */
+	int			longest_life;	/* of a delete, that this worker has sent */
 	HttpConn   *sync;			/* synchronous calls have a connection of their own */
 	bool		sync_done;
 	bool		latch_eaten;	/* reset by us: to be set again */
@@ -92,11 +95,34 @@ static void slot_send(Slot *slot, Step step);
  * Writes: one step after the other
  * ------------------------------------------------------------------- */
 
+/* a target that takes long to look the rows up may take long to begin with the delete as well */
+static int
+delete_life(Slot *slot)
+{
+	int			life = Min(DELETE_LIFE, cs_request_timeout);
+
+	if (GetCurrentTimestamp() > TimestampTzPlusMilliseconds(slot->sent_at, life / 2))
+		life = cs_request_timeout;
+	slot->target->longest_life = Max(slot->target->longest_life, life);
+	return life;
+}
+
+typedef enum Found
+{
+	FOUND_NONE,
+	FOUND_SOME,
+	FOUND_RAISED,				/* another writer has raised the fence */
+	FOUND_NONSENSE
+} Found;
+
 /*
  * Deletes the versions that a lookup has found, and says in *found how many
- * those are; 0: there is nothing to send.  False if the answer makes no sense.
+ * those are.  The fence was looked at before the rows were: what another
+ * writer does after he has raised it is a later version, and stays.  In a
+ * table that was made anew the same version may come again: so a delete is
+ * good for some seconds only, by the target's clock.
  */
-static bool
+static Found
 build_delete(Slot *slot, const Answer *answer, int *found)
 {
 	const TargetRequest *req = slot->req;
@@ -106,6 +132,28 @@ build_delete(Slot *slot, const Answer *answer, int *found)
 	int			nlive = 0;
 	JsonIter	rows;
 	Slice		row;
+	int64		epoch;
+	int64		now = 0;
+
+	*found = 0;
+	if (answer->rows.start == NULL)
+		return FOUND_NONSENSE;
+	json_iter_start(&rows, answer->rows);
+	if (!json_iter_next(&rows, NULL, &row))
+		return rows.failed ? FOUND_NONSENSE : FOUND_NONE;
+	{
+		Slice		cell[5];
+		JsonIter	cells;
+		int			n = 0;
+
+		json_iter_start(&cells, row);
+		while (n < 5 && json_iter_next(&cells, NULL, &cell[n]))
+			n++;
+		if (n != 5 || !slice_int(cell[4], &now))
+			return FOUND_NONSENSE;
+		if (!slice_int(cell[3], &epoch) || epoch != req->epoch)
+			return FOUND_RAISED;
+	}
 
 	for (int i = slot->chunk_lo; i < slot->chunk_hi; i++)
 	{
@@ -116,9 +164,10 @@ build_delete(Slot *slot, const Answer *answer, int *found)
 	begin_statement(buf);
 	append_marker(buf, req);
 	append_delete_of_key(buf, table);
-	raw(buf, "_seq_no = ? AND _primary_term = ?\",\"bulk_args\":[");
+	appendStringInfo(buf, "_seq_no = ? AND _primary_term = ? AND CURRENT_TIMESTAMP < "
+					 INT64_FORMAT "::TIMESTAMP WITH TIME ZONE\",\"bulk_args\":[",
+					 now + delete_life(slot));
 
-	*found = 0;
 	json_iter_start(&rows, answer->rows);
 	while (json_iter_next(&rows, NULL, &row))
 	{
@@ -131,16 +180,16 @@ build_delete(Slot *slot, const Answer *answer, int *found)
 		while (n < 3 && json_iter_next(&cells, NULL, &cell[n]))
 			n++;
 		if (n != 3 || cells.failed)
-			return false;
+			return FOUND_NONSENSE;
 		if (++*found > slot->chunk_live)
-			return false;
+			return FOUND_NONSENSE;
 		appendStringInfoString(buf, *found == 1 ? "[" : ",[");
 		if (table->nkeys == 1)
 			append_answer_cell(buf, &table->cols[table->keys[0]], cell[0]);
 		else
 		{
 			if (!slice_int(cell[0], &i) || i < 0 || i >= nlive)
-				return false;
+				return FOUND_NONSENSE;
 			for (int k = 0; k < table->nkeys; k++)
 			{
 				int			len;
@@ -155,7 +204,7 @@ build_delete(Slot *slot, const Answer *answer, int *found)
 		appendStringInfo(buf, ",%.*s,%.*s]", cell[1].len, cell[1].start, cell[2].len, cell[2].start);
 	}
 	raw(buf, "]}");
-	return !rows.failed && answer->rows.start != NULL;
+	return rows.failed ? FOUND_NONSENSE : FOUND_SOME;
 }
 
 static void
@@ -168,6 +217,7 @@ slot_finish(Slot *slot, const Verdict *v)
 	INSTR_TIME_SUBTRACT(now, slot->start);
 	req->elapsed = INSTR_TIME_GET_MILLISEC(now);
 	req->outcome = v->outcome;
+	req->over = v->over;
 	req->nwritten = slot->nwritten;
 	strlcpy(req->code, v->code, sizeof(req->code));
 	free(req->message);
@@ -186,6 +236,8 @@ slot_finish_with(Slot *slot, TargetOutcome outcome, const char *code, const char
 	Verdict		v;
 
 	v.outcome = outcome;
+	/* what was asked last was answered, or was a question */
+	v.over = outcome != TARGET_UNKNOWN || (slot->step != STEP_UPSERT && slot->step != STEP_DELETE);
 	strlcpy(v.code, code, sizeof(v.code));
 	v.message = message ? pstrdup(message) : NULL;
 	slot_finish(slot, &v);
@@ -248,7 +300,7 @@ slot_send(Slot *slot, Step step)
 			break;
 		case STEP_LOOKUP:
 			build_lookup(&conn->body, req->table, req->rows, slot->chunk_lo, slot->chunk_hi,
-						 what_version, NULL);
+						 req, what_version, NULL);
 			break;
 		case STEP_DELETE:
 			break;
@@ -260,6 +312,7 @@ slot_send(Slot *slot, Step step)
 			break;
 	}
 	req->nrequests++;
+	slot->sent_at = GetCurrentTimestamp();
 	http_start(conn);
 }
 
@@ -359,8 +412,12 @@ slot_advance(Slot *slot)
 		  (v.outcome == TARGET_REFUSED_ROWS || v.outcome == TARGET_FAILED)))
 	{
 		/* a question that was lost has written nothing, now or later */
-		if (slot->step != STEP_UPSERT && slot->step != STEP_DELETE && v.outcome == TARGET_UNKNOWN)
-			v.outcome = TARGET_UNREACHABLE;
+		if (slot->step != STEP_UPSERT && slot->step != STEP_DELETE)
+		{
+			v.over = true;
+			if (v.outcome == TARGET_UNKNOWN)
+				v.outcome = TARGET_UNREACHABLE;
+		}
 		slot_finish(slot, &v);
 		return;
 	}
@@ -407,16 +464,22 @@ slot_advance(Slot *slot)
 				slot_next_chunk(slot);
 				return;
 			}
-			if (!build_delete(slot, &answer, &slot->chunk_found))
-				break;
-			if (slot->chunk_found > 0)
-				slot_send(slot, STEP_DELETE);
-			else
+			switch (build_delete(slot, &answer, &slot->chunk_found))
 			{
-				slot->nwritten += slot->chunk_live;
-				slot_next_chunk(slot);
+				case FOUND_SOME:
+					slot_send(slot, STEP_DELETE);
+					return;
+				case FOUND_NONE:
+					slot->nwritten += slot->chunk_live;
+					slot_next_chunk(slot);
+					return;
+				case FOUND_RAISED:
+					slot_finish_with(slot, TARGET_UNKNOWN, "fence", "another writer has raised the fence");
+					return;
+				case FOUND_NONSENSE:
+					break;
 			}
-			return;
+			break;
 
 		case STEP_DELETE:
 			n = count_deleted(&answer, slot->chunk_found);
@@ -550,6 +613,13 @@ crate_poll(Target *target, long timeout, uint32 wait_event)
 			return;
 		}
 	}
+}
+
+/* see build_delete(); of a former worker's it is taken that the target was no slower */
+static int
+crate_delete_life(Target *target)
+{
+	return Max(((CrateTarget *) target)->longest_life, Min(DELETE_LIFE, cs_request_timeout));
 }
 
 static void
@@ -991,8 +1061,8 @@ crate_raise_fence(Target *target, const TargetTable *table, int lane, int64 *epo
 	appendStringInfoChar(&args, ']');
 	for (int attempt = 0; attempt < 2; attempt++)
 	{
-		sync_rows(t, "INSERT INTO " FENCE_TABLE " (id, epoch) VALUES (?, 1)"
-				  " ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1 RETURNING epoch",
+		sync_rows(t, "INSERT INTO " FENCE_TABLE " (id, epoch) VALUES (?, CURRENT_TIMESTAMP::BIGINT)"
+				  " ON CONFLICT (id) DO UPDATE SET epoch = greatest(epoch + 1, excluded.epoch) RETURNING epoch",
 				  args.data, 1, res);
 		if (attempt > 0 || !is_unknown_table(res))
 			break;
@@ -1067,6 +1137,40 @@ crate_count_lanes(Target *target, const TargetTable *table, int *n, TargetResult
 	res->nrows = res->ncols = 0;
 	res->cells = NULL;
 	res->colnames = NULL;
+	sync_leave(t, caller, res);
+}
+
+static void
+crate_drop_fence(Target *target, const TargetTable *table, int lane, TargetResult *res)
+{
+	CrateTarget *t = (CrateTarget *) target;
+	MemoryContext caller = sync_enter(t);
+	StringInfoData args;
+
+	initStringInfo(&args);
+	appendStringInfoChar(&args, '[');
+	if (lane >= 0)
+	{
+		append_fence_id(&args, table, lane);
+		appendStringInfoChar(&args, ']');
+		sync_query(t, "DELETE FROM " FENCE_TABLE " WHERE id = ?", args.data, res);
+	}
+	else
+	{
+		append_fence_prefix(&args, table, false);
+		appendStringInfoChar(&args, ',');
+		append_fence_prefix(&args, table, true);
+		appendStringInfoChar(&args, ']');
+		/* a search: it misses what is not refreshed */
+		sync_query(t, "REFRESH TABLE " FENCE_TABLE, NULL, res);
+		if (res->outcome == TARGET_OK)
+			sync_query(t, "DELETE FROM " FENCE_TABLE " WHERE id >= ? AND id < ?", args.data, res);
+	}
+	if (is_unknown_table(res))
+	{
+		memset(res, 0, sizeof(*res));
+		res->server_time = -1;
+	}
 	sync_leave(t, caller, res);
 }
 
@@ -1323,7 +1427,7 @@ crate_fetch(Target *target, const TargetTable *table, const int *cols, int ncols
 			if (table->nkeys == 1 && !fresh)
 				build_search(&t->sync->body, table, keys, lo, end, &list);
 			else
-				build_lookup(&t->sync->body, table, keys, lo, end, what_columns, &list);
+				build_lookup(&t->sync->body, table, keys, lo, end, NULL, what_columns, &list);
 			sync_send(t, &answer, res);
 			if (res->outcome == TARGET_OK)
 				append_rows(&answer, table, cols, ncols, table->nkeys > 1 ? 1 : 0, out, res);
@@ -1396,6 +1500,7 @@ const TargetOps target_crate_ops = {
 	.submit = crate_submit,
 	.poll = crate_poll,
 	.abandon = crate_abandon,
+	.delete_life = crate_delete_life,
 	.statement = crate_statement,
 	.check = crate_check,
 	.ensure_table = crate_ensure_table,
@@ -1404,6 +1509,7 @@ const TargetOps target_crate_ops = {
 	.swap_table = crate_swap_table,
 	.raise_fence = crate_raise_fence,
 	.count_lanes = crate_count_lanes,
+	.drop_fence = crate_drop_fence,
 	.read_fence = crate_read_fence,
 	.page = crate_page,
 	.fetch = crate_fetch,

@@ -30,6 +30,7 @@
 
 #define SCHEME			"sqlite:"
 #define FENCE_TABLE		"crate_sync_fence"
+#define NOW_MS			"CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
 #define MAX_BUSY_WAIT	5000	/* ms for another process's write to end */
 #define BUSY_SLEEP		5		/* ms between two looks */
 #define PROGRESS_OPS	10000	/* virtual machine steps between two looks */
@@ -682,8 +683,8 @@ sqlite_raise_fence(Target *target, const TargetTable *table, int lane, int64 *ep
 		if (ok)
 		{
 			stmt = fence_statement(t, file_name_of(table->schema, table->name), lane,
-								   "INSERT INTO " FENCE_TABLE " (table_name, lane, epoch) VALUES (?1, ?2, 1)"
-								   " ON CONFLICT (table_name, lane) DO UPDATE SET epoch = epoch + 1");
+								   "INSERT INTO " FENCE_TABLE " (table_name, lane, epoch) VALUES (?1, ?2, " NOW_MS ")"
+								   " ON CONFLICT (table_name, lane) DO UPDATE SET epoch = max(epoch + 1, excluded.epoch)");
 			ok = stmt && finish(t, stmt);
 		}
 		ok = ok && get_fence(t, table, lane, epoch, &written);
@@ -715,6 +716,31 @@ sqlite_count_lanes(Target *target, const TargetTable *table, int *n, TargetResul
 		if (ok && sqlite3_step(stmt) == SQLITE_ROW)
 			*n = sqlite3_column_int(stmt, 0);
 		sqlite3_finalize(stmt);
+		ok = end_transaction(t, ok);
+	}
+	if (!ok)
+		result_fail(t, res);
+}
+
+static void
+sqlite_drop_fence(Target *target, const TargetTable *table, int lane, TargetResult *res)
+{
+	SqliteTarget *t = (SqliteTarget *) target;
+	bool		ok;
+
+	result_init(res);
+	ok = ready(t) && run(t, "BEGIN IMMEDIATE");
+	if (ok)
+	{
+		ok = make_fence_table(t);
+		if (ok)
+		{
+			sqlite3_stmt *stmt = fence_statement(t, file_name_of(table->schema, table->name), lane,
+												 "DELETE FROM " FENCE_TABLE
+												 " WHERE table_name = ?1 AND (?2 < 0 OR lane = ?2)");
+
+			ok = stmt && finish(t, stmt);
+		}
 		ok = end_transaction(t, ok);
 	}
 	if (!ok)
@@ -918,6 +944,7 @@ sqlite_submit(Target *target, TargetRequest *req)
 	INSTR_TIME_SET_CURRENT(start);
 	req->nwritten = 0;
 	req->nrequests = 1;
+	req->over = true;			/* rolled back, if anything */
 	ok = ready(t) && run(t, "BEGIN IMMEDIATE");
 	if (ok)
 	{
@@ -1418,7 +1445,7 @@ swap(SqliteTarget *t, const TargetTable *as, const TargetTable *table)
 		return false;
 	/* its rows are ours, although none of its lanes may have written them */
 	stmt = fence_statement(t, name, 0,
-						   "INSERT INTO " FENCE_TABLE " (table_name, lane, epoch) VALUES (?1, ?2, 1)"
+						   "INSERT INTO " FENCE_TABLE " (table_name, lane, epoch) VALUES (?1, ?2, " NOW_MS ")"
 						   " ON CONFLICT (table_name, lane) DO NOTHING");
 	return stmt && finish(t, stmt) && set_written(t, name, true);
 }
@@ -1610,6 +1637,7 @@ const TargetOps target_sqlite_ops = {
 	.swap_table = sqlite_swap_table,
 	.raise_fence = sqlite_raise_fence,
 	.count_lanes = sqlite_count_lanes,
+	.drop_fence = sqlite_drop_fence,
 	.read_fence = sqlite_read_fence,
 	.page = sqlite_page,
 	.fetch = sqlite_fetch,

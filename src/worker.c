@@ -772,6 +772,8 @@ target_open(void)
 		return false;
 	}
 	the_target = ops->open(target_conf);
+	if (claim_is_successor())
+		lanes_expect_late_deletes();
 	return the_target != NULL;
 }
 

@@ -255,6 +255,10 @@ GROUPS = [
      (DEL, bulk([61, 0, 1], [999, 0, 1])),
      (DEL, bulk(*[[3000 + i, 0, 1] for i in range(15)])),
      (DEL, bulk(['zz', 0, 1])),
+     # one that is too late
+     (DEL + ' AND CURRENT_TIMESTAMP < 1000::TIMESTAMP WITH TIME ZONE', bulk([61, 999, 1], [999, 0, 1])),
+     (DEL + ' AND CURRENT_TIMESTAMP < 9000000000000::TIMESTAMP WITH TIME ZONE', bulk([61, 999, 1], [999, 0, 1])),
+     ('SELECT t.id,(SELECT count(*) FROM sys.cluster) AS e,CURRENT_TIMESTAMP > 1000 AS c FROM S.u AS t WHERE t.id IN (61,999)', {}),
      ('DELETE FROM S.u WHERE id = ? AND _seq_no = ?', bulk([1, 1])),
      ('DELETE FROM S.u WHERE _seq_no = ? AND _primary_term = ?', bulk([1, 1])),
      ('DELETE FROM S.u WHERE nope = ?', bulk([1])),
@@ -284,6 +288,18 @@ GROUPS = [
      ('INSERT INTO S.fence (id, epoch, token) VALUES (?, 1, ?) ON CONFLICT (id) DO UPDATE SET epoch = '
       'epoch + 1, token = excluded.token RETURNING epoch AS e, *', args('a', 't')),
      ('UPDATE S.fence SET token = ? WHERE id = ? RETURNING epoch, token', args('x', 'a')),
+     ('INSERT INTO S.fence (id, epoch) VALUES (?, CURRENT_TIMESTAMP::BIGINT) ON CONFLICT (id) DO UPDATE SET epoch '
+      '= greatest(epoch + 1, excluded.epoch) RETURNING epoch > 1700000000000 AS e', args('clock')),
+     ('INSERT INTO S.fence (id, epoch) VALUES (?, 9000000000000)', args('clock#2')),
+     ('INSERT INTO S.fence (id, epoch) VALUES (?, CURRENT_TIMESTAMP::BIGINT) ON CONFLICT (id) DO UPDATE SET epoch '
+      '= greatest(epoch + 1, excluded.epoch) RETURNING epoch AS e', args('clock#2')),
+     ('REFRESH TABLE S.fence', {}),
+     ('SELECT id FROM S.fence WHERE id >= ? AND id < ?', args('clock#', 'clock$')),
+     ('DELETE FROM S.fence WHERE id >= ? AND id < ?', args('clock#', 'clock$')),
+     ('DELETE FROM S.fence WHERE id = ?', args('clock')),
+     ('DELETE FROM S.fence WHERE id = ?', args('clock')),
+     ('/* marker */ SELECT t.id,(SELECT epoch FROM S.fence WHERE id = ?) AS e FROM S.fence AS t WHERE t.id IN (\'a\',\'zz\')', args('b')),
+     ('SELECT t.id,(SELECT epoch FROM S.fence WHERE id = ?) AS e FROM S.fence AS t WHERE t.id IN (\'b\')', args('zz')),
      (FENCED, args([1, 2], ['x', 'y'], ['p', 'q'], 'b', 1)),
      (FENCED, args([1, 2], ['x', 'y'], ['P', 'Q'], 'b', 2)),
      (FENCED, args([1, 2], ['x', 'y'], ['P', 'Q'], 'zz', 1)),

@@ -45,6 +45,7 @@ and does one or more of:
     refuse: "value"         rows with a cell whose text is that fail, at the shard
     refuse_code, refuse_message     with these words
     error: [code, message, status]  CrateDB's error in its own form
+    early: [code, message, status]  the same at once, and carried out when it is released
 """
 
 import argparse
@@ -73,7 +74,7 @@ MAX_BODY = 100 * 1024 * 1024
 MAX_STRING = 20_000_000
 EFFECTS = {'status', 'body', 'headers', 'html', 'redirect', 'garbage', 'wrong_json', 'not_crate',
            'endless', 'endless_header', 'gzip', 'cut', 'delay', 'delay_before', 'hold', 'drop', 'refuse', 'refuse_code',
-           'refuse_message', 'error'}
+           'refuse_message', 'error', 'early'}
 CONDITIONS = {'match', 'args', 'port', 'skip', 'times'}
 
 HTML = ('<!DOCTYPE html><html><head><title>Welcome</title></head><body><h1>Please sign in to the '
@@ -447,6 +448,20 @@ class Connection:
             time.sleep(faults['delay_before'])
         if faults.get('hold') == 'before':
             s.wait_release()
+        if 'early' in faults:
+            # as where one shard fails and another one's part waits
+            def later(session=Session(0)):
+                s.wait_release()
+                try:
+                    s.engine.execute(stmt, args, bulk, session, FaultHooks(s, {}))
+                except SqlError:
+                    pass
+            threading.Thread(target=later, daemon=True).start()
+            code, message, status = (faults['early'] + [None])[:3]
+            name, _, rest = message.rstrip(']').partition('[')
+            self.answer(*self.error(SqlError(name, rest, code, status)))
+            entry['status'] = status
+            return
         if faults.get('cut') == 'before':
             entry['status'] = 'cut'
             raise Closed

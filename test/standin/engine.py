@@ -1310,6 +1310,7 @@ class Engine:
         """-> rows deleted, or an SqlError for a key that was named and is not there"""
         _, name, where = node
         table = self.find(name)
+        where, never = self.without_constants(where, args)
         table.check_block('DELETE')
         if 'blocks.read_only_allow_delete' in table.blocks:
             raise disk_block()
@@ -1321,6 +1322,8 @@ class Engine:
         wanted = None
         if where is not None:
             self.check_versions([src], where)
+            if never:
+                return 0, 0
             wanted = self.direct_key(table, where, args)
         if wanted is not None:
             key, seq, term = wanted
@@ -1346,6 +1349,20 @@ class Engine:
                     table.remove(key)
                     n += 1
         return n, 0
+
+    def without_constants(self, where, args):
+        """what is the same for every row is no condition: (the rest, whether it holds for none)"""
+        if where is None or where[0] != 'and':
+            return where, False
+        (a, never_a), (b, never_b) = (self.without_constants(x, args) for x in where[1:])
+        parts = []
+        for e in (a, b):
+            if e is not None and e[0] == 'cmp' and "('col'" not in repr(e) and "'subquery'" not in repr(e):
+                never_a = never_a or not is_true(Compiler(self, [], args).expr(e)(()))
+            elif e is not None:
+                parts.append(e)
+        rest = None if not parts else parts[0] if len(parts) == 1 else ('and', parts[0], parts[1])
+        return rest, never_a or never_b
 
     def direct_key(self, table, where, args):
         """(key, seq_no, primary_term) if WHERE is nothing but the full key, each by ="""
@@ -1669,8 +1686,9 @@ class Engine:
             elif node[0] == 'delete':
                 table = self.find(node[1])
                 if node[2] is not None:
-                    direct = self.direct_key(table, node[2], args)
-                    self.check_versions([Source('', '', [], [], table)], node[2], direct is None)
+                    where = self.without_constants(node[2], args)[0]
+                    direct = self.direct_key(table, where, args)
+                    self.check_versions([Source('', '', [], [], table)], where, direct is None)
                     src = Source(table.name, table.schema, list(table.columns) + SYSTEM_COLUMNS, [],
                                  table, {c.name: c.type for c in table.columns.values()})
                     Compiler(self, [src], args).expr(node[2])

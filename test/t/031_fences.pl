@@ -129,6 +129,40 @@ foreach my $connections (2, 1, 3)
 	$m->equal('t', 'a rebuild that had to wait');
 }
 
+# --- an error that says nothing of what becomes of the statement's other parts: newer values go out behind the fence
+foreach my $error (
+	[ 5002, 'UnavailableShardsException[[x] primary shard is not active]', 500 ],
+	[ 5000, 'CircuitBreakingException[Allocating 1mb for x failed, breaker would use 1gb]', 500 ],
+	[ 5000, 'EsRejectedExecutionException[rejected execution of X]', 500 ],
+	[ 5005, 'JobKilledException[Job killed. KILL ALL]', 500 ],
+	[ 5030, 'ClusterBlockException[blocked by: [SERVICE_UNAVAILABLE/1/state not recovered];]', 503 ],
+	[ 5000, 'IllegalStateException[something else]', 500 ])
+{
+	$s->fault({ match => "INSERT INTO \"$m->{schema}\"\\.\"t\"", early => $error, times => 1 });
+	$m->sql(q{UPDATE t SET v = 'older' WHERE id = 1});
+	$s->wait_hits(1);
+	$m->sql(q{UPDATE t SET v = 'newer' WHERE id = 1});
+	$m->equal('t', $error->[1]);
+	release();
+	is($m->target_value(q{SELECT v FROM {t} WHERE id = 1}), 'newer', '... and what was left of it comes to nothing');
+}
+# ... and a late delete finds the row that came back
+$m->sql(q{CREATE TABLE one (id int PRIMARY KEY, v text); INSERT INTO one VALUES (1, 'older')});
+$m->add('one');
+$m->equal('one', 'load of one row');
+foreach my $fault ({ hold => 'before' }, { early => [ 5002, 'UnavailableShardsException[[x] primary shard is not active]', 500 ] })
+{
+	my $offset = CrateSync::log_size($node);
+	$s->fault({ match => "DELETE FROM \"$m->{schema}\"\\.\"one\"", times => 1, %$fault });
+	$m->sql(q{DELETE FROM one});
+	$s->wait_hits(1);
+	$m->sql(q{INSERT INTO one VALUES (1, 'newer'); SELECT crate_sync.resync('one', 'rebuild')});
+	ok(CrateSync::wait_until('the end of the rebuild', sub { CrateSync::log_count($node, 'rebuild of [^ ]*\.one finished', $offset) }), 'rebuilt after a delete that got lost');
+	$m->equal('one', '... in sync');
+	release();
+	is($m->target_value(q{SELECT v FROM {one} WHERE id = 1}), 'newer', '... it does not take the row that looks the same in the new table');
+}
+
 $m->finish;
 $node->stop;
 done_testing();
