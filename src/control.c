@@ -182,27 +182,88 @@ crate_sync_adopt(PG_FUNCTION_ARGS)
  * wait_for_sync
  * ------------------------------------------------------------------- */
 
+/* ms for which what cannot go on may do so after all: errors that are tried again, settings */
+#define STUCK_GRACE 5000
+
+/* a table that gets no rows through: it is paused, stopped by an error, or gone */
+typedef struct StuckTable
+{
+	Oid			relid;
+	char	   *name;
+	bool		paused;
+	bool		behind;			/* though nothing of it may be queued */
+	char	   *error;			/* NULL: in none */
+} StuckTable;
+
 typedef struct SyncWait
 {
 	Oid			relid;			/* InvalidOid: all */
 	FullTransactionId before;	/* chunks of older transactions are waited for */
 	QueuePlace	place;			/* how far the queue has none of them */
-	bool		chunks_left;
-	bool		loading;
-	char	   *paused;			/* a table's name, or NULL */
-	char	   *failed;
-	char	   *in_error;
-	char	   *error;
+	QueuePlace	moving_place;	/* and none but of stuck tables */
+	Oid		   *stuck_relids;	/* then, sorted; lives as long as the call */
+	int			nstuck_relids;
+	/* as it was at the last look */
+	bool		moving;			/* something is on its way */
+	bool		loading;		/* a load, among it */
+	StuckTable *stuck;			/* that which is behind, or NULL */
+	bool		stopped;		/* control.stopped */
+	char	   *failed;			/* a table's name, or NULL */
 	int64		n_failed;
-	bool		no_worker;
+	TimestampTz stuck_since;	/* nothing can go on; 0: something can */
 } SyncWait;
 
-static char *
-keep_value(MemoryContext cxt, int col)
-{
-	char	   *s = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, col);
+static const char sync_query[] =
+"SELECT m.relid::pg_catalog.oid, CASE WHEN c.oid IS NULL "
+"  THEN pg_catalog.quote_ident(m.source_schema) || '.' || pg_catalog.quote_ident(m.source_name) "
+"  ELSE m.relid::pg_catalog.text END, m.paused, s.state = 'error' OR c.oid IS NULL, "
+"CASE WHEN s.state = 'error' THEN coalesce(s.last_error, '') END, "
+"s.mirror_id IS NULL OR s.load_phase IN ('load', 'sweep') OR s.resync_done < m.resync_no "
+"  OR s.due IS NOT NULL OR s.state IN ('incomplete', 'detached'), "
+"(SELECT pg_catalog.count(*) FROM crate_sync.failed f WHERE f.mirror_id = m.mirror_id), "
+"(SELECT stopped FROM crate_sync.control) "
+"FROM crate_sync.mirror m LEFT JOIN crate_sync.mirror_state s USING (mirror_id) "
+"LEFT JOIN pg_catalog.pg_class c ON c.oid = m.relid "
+"WHERE $1 = 0 OR m.relid = $1 ORDER BY 2";
 
-	return s ? MemoryContextStrdup(cxt, s) : NULL;
+static bool
+sync_bool(int row, int col)
+{
+	bool		isnull;
+	Datum		d = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, col, &isnull);
+
+	return !isnull && DatumGetBool(d);
+}
+
+/* the first stuck table that is behind, paused ones first: those do not heal */
+static StuckTable *
+first_behind(StuckTable *stuck, int n)
+{
+	StuckTable *first = NULL;
+
+	for (int i = 0; i < n; i++)
+	{
+		if (stuck[i].behind && (first == NULL || (stuck[i].paused && !first->paused)))
+			first = &stuck[i];
+	}
+	return first;
+}
+
+/* keys of those are skipped for good, so that a change of theirs begins anew */
+static void
+note_stuck(SyncWait *w, const StuckTable *stuck, int n)
+{
+	Oid		   *relids = palloc(sizeof(Oid) * (n + 1));
+
+	for (int i = 0; i < n; i++)
+		relids[i] = stuck[i].relid;
+	qsort(relids, n, sizeof(Oid), oid_cmp);
+	if (n == w->nstuck_relids && memcmp(relids, w->stuck_relids, sizeof(Oid) * n) == 0)
+		return;
+	memset(&w->moving_place, 0, sizeof(QueuePlace));
+	w->stuck_relids = repalloc(w->stuck_relids, sizeof(Oid) * (n + 1));
+	memcpy(w->stuck_relids, relids, sizeof(Oid) * n);
+	w->nstuck_relids = n;
 }
 
 static void
@@ -211,64 +272,107 @@ look_at_sync(SyncWait *w)
 	MemoryContext cxt = CurrentMemoryContext;
 	Oid			types[1] = {OIDOID};
 	Datum		values[1] = {ObjectIdGetDatum(w->relid)};
+	StuckTable *stuck;
+	int			n = 0;
 	Elevation	e;
 	bool		isnull;
 
+	w->loading = w->stopped = false;
+	w->failed = NULL;
+	w->n_failed = 0;
 	/* a snapshot of this moment, whatever the caller's transaction has */
 	PushActiveSnapshot(GetLatestSnapshot());
 	elevate(&e);
-	w->chunks_left = queue_has_before(w->before, w->relid, &w->place);
 	SPI_connect();
-	SPI_execute_with_args(
-						  "SELECT pg_catalog.min(m.relid::pg_catalog.text) FILTER (WHERE m.paused), "
-						  "pg_catalog.min(m.relid::pg_catalog.text) FILTER (WHERE s.state = 'error'), "
-						  "pg_catalog.min(s.last_error) FILTER (WHERE s.state = 'error'), "
-						  "pg_catalog.min(m.relid::pg_catalog.text) FILTER (WHERE f.n > 0), "
-						  "coalesce(pg_catalog.sum(f.n), 0)::pg_catalog.int8, "
-						  "coalesce(pg_catalog.bool_or(s.mirror_id IS NULL OR s.load_phase IN ('load', 'sweep') "
-						  "  OR s.resync_done < m.resync_no OR s.state IN ('incomplete', 'detached')), false) "
-						  "FROM crate_sync.mirror m LEFT JOIN crate_sync.mirror_state s USING (mirror_id) "
-						  "LEFT JOIN (SELECT mirror_id, pg_catalog.count(*) AS n FROM crate_sync.failed GROUP BY 1) f "
-						  "  USING (mirror_id) WHERE $1 = 0 OR m.relid = $1",
-						  1, types, values, NULL, true, 0);
-	if (SPI_processed == 1)
+	if (SPI_execute_with_args(sync_query, 1, types, values, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read crate_sync.mirror");
+	MemoryContextSwitchTo(cxt);
+	stuck = palloc0(sizeof(StuckTable) * (SPI_processed + 1));
+	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		w->paused = keep_value(cxt, 1);
-		w->in_error = keep_value(cxt, 2);
-		w->error = keep_value(cxt, 3);
-		w->failed = keep_value(cxt, 4);
-		w->n_failed = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 5, &isnull));
-		w->loading = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 6, &isnull));
+		HeapTuple	tup = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		char	   *name = SPI_getvalue(tup, desc, 2);
+		int64		n_failed = DatumGetInt64(SPI_getbinval(tup, desc, 7, &isnull));
+		bool		paused = sync_bool(i, 3);
+
+		name = pstrdup(name ? name : "?");
+		if (n_failed > 0 && w->failed == NULL)
+			w->failed = name;
+		w->n_failed += n_failed;
+		w->stopped |= sync_bool(i, 8);
+		if (paused || sync_bool(i, 4))
+		{
+			StuckTable *t = &stuck[n++];
+			char	   *error = SPI_getvalue(tup, desc, 5);
+
+			t->relid = DatumGetObjectId(SPI_getbinval(tup, desc, 1, &isnull));
+			t->name = name;
+			t->paused = paused;
+			t->error = error ? pstrdup(error) : NULL;
+			/* a stopped table may lack what nobody has queued yet */
+			t->behind = error != NULL || sync_bool(i, 6);
+		}
+		else
+			w->loading |= sync_bool(i, 6);
 	}
 	SPI_finish();
 	descend(&e);
+
+	note_stuck(w, stuck, n);
+	w->moving = w->loading;
+	if (queue_has_before(w->before, w->relid, NULL, 0, &w->place))
+	{
+		if (n == 0 || queue_has_before(w->before, w->relid, w->stuck_relids, n, &w->moving_place))
+			w->moving = true;
+		for (int i = 0; i < n; i++)
+			stuck[i].behind |= stuck[i].relid == w->place.relid;
+	}
 	PopActiveSnapshot();
-	w->no_worker = !cs_worker_is_running();
+	w->stuck = first_behind(stuck, n);
+}
+
+/* what is behind and has no way to arrive: that which has to be done by somebody */
+static bool
+cannot_go_on(const SyncWait *w)
+{
+	LiveDatabase db;
+
+	if (w->stuck != NULL && !w->moving)
+		return true;
+	if (!live_look(&db) || db.pid == 0)
+		return w->stopped;
+	return !cs_enabled || strcmp(db.state, "no target") == 0;
 }
 
 static void
-warn_not_synced(const SyncWait *w, bool timed_out)
+warn_not_synced(const SyncWait *w)
 {
 	LiveDatabase db;
 	bool		known = live_look(&db);
 
-	if (w->paused != NULL)
+	if (w->stuck != NULL && w->stuck->paused)
 		ereport(WARNING,
-				(errmsg("table %s is paused", w->paused),
-				 errhint("SELECT crate_sync.resume();")));
-	else if (w->in_error != NULL)
-		ereport(WARNING,
-				(errmsg("table %s is stopped: %s", w->in_error, w->error ? w->error : ""),
-				 errhint("See crate_sync.tables.")));
-	else if (w->no_worker)
+				(errmsg("table %s is paused", w->stuck->name),
+				 errhint("SELECT crate_sync.resume(%s);", quote_literal_cstr(w->stuck->name))));
+	else if (!known || db.pid == 0)
 		ereport(WARNING,
 				(errmsg("no crate_sync worker is running in this database"),
 				 errhint("SELECT crate_sync.start();")));
-	else if (known && strcmp(db.state, "ok") != 0)
+	else if (!cs_enabled || strcmp(db.state, "ok") != 0)
 		ereport(WARNING,
-				(errmsg("the target cannot be written: %s", db.last_error[0] ? db.last_error : db.state),
+				(errmsg("the target cannot be written: %s", !cs_enabled ? "crate_sync.enabled is off" :
+						strcmp(db.state, "no target") != 0 && db.last_error[0] ? db.last_error : db.state),
 				 errhint("See crate_sync.status.")));
-	else if (timed_out)
+	else if (w->stuck != NULL && w->stuck->error != NULL)
+		ereport(WARNING,
+				(errmsg("table %s is stopped: %s", w->stuck->name, w->stuck->error),
+				 errhint("See crate_sync.tables.")));
+	else if (w->stuck != NULL)
+		ereport(WARNING,
+				(errmsg("table %s was dropped", w->stuck->name),
+				 errhint("See crate_sync.status.")));
+	else
 		ereport(WARNING,
 				(errmsg("not in sync when the timeout was over: %s",
 						w->loading ? "a table is not loaded in full" : "changes are still queued"),
@@ -332,6 +436,7 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 			deadline = GetCurrentTimestamp() + (int64) (ms * 1000.0);
 	}
 	w.before = ReadNextFullTransactionId();
+	w.stuck_relids = palloc(sizeof(Oid));
 	cs_wake_worker_now();
 
 	cxt = AllocSetContextCreate(CurrentMemoryContext, "wait_for_sync", ALLOCSET_DEFAULT_SIZES);
@@ -346,10 +451,9 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 		/* before the look: what was found to be due until then is seen by it */
 		refreshed = live_is_refreshed(w.relid, refresh);
 		look_at_sync(&w);
-		if (refreshed && (w.chunks_left || w.loading))
+		if (refreshed && w.moving)
 			refresh = 0;		/* more has come of it: once more behind that */
-		/* a stopped table may lack what nobody has queued yet */
-		if (!w.chunks_left && !w.loading && w.in_error == NULL)
+		if (!w.moving && w.stuck == NULL)
 		{
 			/* all has arrived: now it has to be seen by searches too */
 			if (refresh == 0)
@@ -368,14 +472,14 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 				break;
 			}
 		}
-		else if (w.paused != NULL)
+		if (!cannot_go_on(&w))
+			w.stuck_since = 0;
+		else if (w.stuck_since == 0)
+			w.stuck_since = now;
+		if (now >= deadline || (w.stuck != NULL && w.stuck->paused && !w.moving) ||
+			(w.stuck_since != 0 && now >= TimestampTzPlusMilliseconds(w.stuck_since, STUCK_GRACE)))
 		{
-			warn_not_synced(&w, false);
-			break;
-		}
-		if (now >= deadline)
-		{
-			warn_not_synced(&w, true);
+			warn_not_synced(&w);
 			break;
 		}
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, nap,

@@ -791,7 +791,8 @@ queue_delete_relation(Oid relid)
  * a SERIALIZABLE transaction would leave predicate locks, for which writers fail.
  */
 bool
-queue_has_before(FullTransactionId xid, Oid relid, QueuePlace *place)
+queue_has_before(FullTransactionId xid, Oid relid, const Oid *but, int nbut,
+				 QueuePlace *place)
 {
 	/* chunks move to the hold table only, which is the last one, and nowhere else */
 	for (; place->table < QUEUE_TABLES; place->table++)
@@ -822,9 +823,13 @@ queue_has_before(FullTransactionId xid, Oid relid, QueuePlace *place)
 				CHECK_FOR_INTERRUPTS();
 				chunk_from_slot(slot, place->table, &chunk);
 				found = FullTransactionIdPrecedes(chunk.id.xid, xid) &&
-					(!OidIsValid(relid) || chunk.relid == relid);
+					(!OidIsValid(relid) || chunk.relid == relid) &&
+					(nbut == 0 || bsearch(&chunk.relid, but, nbut, sizeof(Oid), oid_cmp) == NULL);
 				if (found)
+				{
 					place->block = ItemPointerGetBlockNumber(&chunk.tid);
+					place->relid = chunk.relid;
+				}
 			}
 			ExecDropSingleTupleTableSlot(slot);
 			table_endscan(scan);

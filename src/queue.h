@@ -115,14 +115,17 @@ typedef struct QueuePlace
 	int			table;
 	Oid			filenode;
 	BlockNumber block;
+	Oid			relid;			/* of the chunk found */
 } QueuePlace;
 
 /*
- * Is there a committed chunk written before xid, of relid (InvalidOid: any)?
+ * Is there a committed chunk written before xid, of relid (InvalidOid: any), and
+ * of none of the relations in but, which are sorted?
  * Looks on from *place: there are none before it that were committed when the
  * first look began.
  */
-extern bool queue_has_before(FullTransactionId xid, Oid relid, QueuePlace *place);
+extern bool queue_has_before(FullTransactionId xid, Oid relid, const Oid *but, int nbut,
+							 QueuePlace *place);
 
 /*
  * Shows the callback the stored chunks of a relation, those handed out

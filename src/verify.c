@@ -1456,7 +1456,7 @@ count_step(SyncTable *st, VerifyRun *run)
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	queued = queue_has_before(ReadNextFullTransactionId(), st->relid, &place);
+	queued = queue_has_before(ReadNextFullTransactionId(), st->relid, NULL, 0, &place);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(run->step_cxt);

@@ -367,9 +367,15 @@ sub status
 sub wait_sync
 {
 	my ($self, $table) = @_;
-	my ($ret, $out, $err) = $self->try_sql(sprintf "SELECT crate_sync.wait_for_sync(%s'%d s')",
-		$table ? "'$table', " : 'timeout => ', $CrateSync::timeout);
-	return 1 if $ret == 0 && $out eq 't';
+	my $until = time() + $CrateSync::timeout;
+	my ($ret, $out, $err);
+	# it gives up on what is stopped by an error for a while: here that may heal
+	do
+	{
+		($ret, $out, $err) = $self->try_sql(sprintf "SELECT crate_sync.wait_for_sync(%s'%d s')",
+			$table ? "'$table', " : 'timeout => ', $CrateSync::timeout);
+		return 1 if $ret == 0 && $out eq 't';
+	} while ($ret == 0 && $err =~ / is stopped: |cannot be written/ && time() < $until);
 	diag("wait_for_sync: $out $err");
 	$self->tell_why;
 	return 0;

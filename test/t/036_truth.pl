@@ -365,6 +365,54 @@ EOQ
 	$m->finish;
 }
 
+# --- what wait_for_sync waits for
+
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	my $s = $m->{schema};
+	$m->sql("CREATE TABLE $_ (id int PRIMARY KEY, v int); INSERT INTO $_ VALUES (0, 0)") foreach 'a', 'b', 'w1', 'w2';
+	$m->add('a', 'b', 'w1', 'w2');
+	ok($m->wait_sync, 'in sync');
+	# far longer than anybody has patience here
+	my $wait = sub { my ($table) = @_; my @r = $m->try_sql("SET statement_timeout = '60s'; SELECT crate_sync.wait_for_sync(" . ($table ? "'$table', " : '') . "timeout => '1 hour')"); return "$r[1] $r[2]"; };
+	$m->sql(q{SELECT crate_sync.pause('a')});
+	$m->sql('INSERT INTO b VALUES (1, 1)');
+	is($wait->(), 't ', 'a paused table that is not behind is in nobody\'s way');
+	$m->sql('INSERT INTO a VALUES (1, 1)');
+	is($wait->('b'), 't ', 'nor is one that is, for another');
+	like($wait->(), qr/^f .*WARNING:  table $s\.a is paused.*HINT:  SELECT crate_sync\.resume\('$s\.a'\);/s, 'but for all: at once, and which');
+	$m->sql(q{SELECT crate_sync.resume('a')});
+	is($wait->(), 't ', 'resumed');
+
+	# two tables that are stopped, each for its own reason
+	$m->sql('ALTER TABLE w1 DROP CONSTRAINT w1_pkey; ALTER TABLE w2 DROP COLUMN id; INSERT INTO w1 VALUES (1, 1)');
+	ok($m->poll(q{SELECT count(*) = 2 FROM crate_sync.tables WHERE state = 'error'}), 'two tables are stopped');
+	my %error = map { /(\w+) (.*)/ } split /\n/, $m->sql(q{SELECT relname || ' ' || last_error FROM crate_sync.tables WHERE state = 'error'});
+	isnt($error{w1}, $error{w2}, 'for different reasons');
+	like($wait->(), qr/^f .*WARNING:  table $s\.w1 is stopped: \Q$error{w1}\E$/m, 'only stopped tables are behind: the warning has the first one\'s name and its error');
+	like($wait->('w2'), qr/^f .*WARNING:  table $s\.w2 is stopped: \Q$error{w2}\E$/m, 'or that of the one that was asked for');
+	is($wait->('b'), 't ', 'others are in sync');
+	# what heals is waited for
+	my $waiting = $m->background(q{SELECT crate_sync.wait_for_sync('w1', '1 hour')});
+	$m->poll(q{SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE '%wait_for_sync(''w1%' AND pid <> pg_backend_pid()});
+	$m->sql('ALTER TABLE w1 ADD PRIMARY KEY (id); SELECT crate_sync.resync(\'w1\')');
+	is($waiting->done, '', 'one that is mended meanwhile');
+	is($waiting->output, "t\n", 'is waited for');
+
+	# nobody is there to do it
+	$m->sql('SELECT crate_sync.remove_table(\'w2\')');
+	$m->sql('SELECT crate_sync.stop()');
+	$m->poll('SELECT pid IS NULL FROM crate_sync.status');
+	$m->sql('INSERT INTO a VALUES (2, 2)');
+	like($wait->(), qr/^f .*WARNING:  no crate_sync worker is running/s, 'a worker that was stopped is not waited for');
+	$m->sql('SELECT crate_sync.start()');
+	is($wait->(), 't ', 'one that starts is');
+	$node->safe_psql('postgres', "ALTER DATABASE $m->{db} RESET crate_sync.target");
+	$m->poll(q{SELECT state = 'no target' AND pid IS NOT NULL FROM crate_sync.status});
+	$m->sql('INSERT INTO a VALUES (3, 3)');
+	like($wait->(), qr/^f .*WARNING:  the target cannot be written: no target/s, 'nor is a target that nobody has set');
+});
+
 # --- settings that nobody has tried yet
 
 {
