@@ -387,8 +387,6 @@ answer_judge(HttpConn *conn, Answer *answer, Verdict *v)
 		return;
 	}
 
-	if (conn->status >= 502 && conn->status <= 504)
-		http_blame_host(conn);
 	valid = answer_read(conn, answer);
 	snprintf(v->code, sizeof(v->code), "http %d", conn->status);
 

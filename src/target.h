@@ -173,6 +173,12 @@ typedef struct TargetOps
 															 * target may still carry it out */
 
 	/*
+	 * Has a host that was away come back since this was last asked?  Then what
+	 * could not be reached is worth a try at once.  poll ends for that.  NULL: no.
+	 */
+	bool		(*came_back) (Target *t);
+
+	/*
 	 * A delete that is not over may be carried out for so many ms longer, and
 	 * no fence keeps it from a table that takes the place of the one it was for.
 	 * NULL: nothing is ever carried out late.

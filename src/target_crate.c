@@ -82,6 +82,7 @@ struct CrateTarget
 	int			nslots;
 	int			nbusy;
 	int			nfinished;		/* requests done since poll last returned */
+	bool		came_back;		/* a host did, since crate_came_back() was asked */
 	List	   *columns;		/* of ColumnCount *, in cxt */
 	int			longest_life;	/* of a delete, that this worker has sent */
 	HttpConn   *sync;			/* synchronous calls have a connection of their own */
@@ -314,6 +315,7 @@ slot_send(Slot *slot, Step step)
 	req->nrequests++;
 	slot->sent_at = GetCurrentTimestamp();
 	http_start(conn);
+	conn->same_host = true;		/* until the request is over: its session lives there */
 }
 
 /* type_is() of any word in a type */
@@ -558,6 +560,7 @@ crate_submit(Target *target, TargetRequest *req)
 	}
 
 	target_request_reset(req);
+	slot->conn->same_host = false;
 	slot->live = rowset_live(req->rows, req->lo, req->hi);
 	slot->nwritten = 0;
 	slot->columns = may_forget_members(req->table) ? column_count(t, req->table)->n : 0;
@@ -606,13 +609,25 @@ crate_poll(Target *target, long timeout, uint32 wait_event)
 			wait = Max(0, wait);
 		}
 		r = http_wait(t->pool, wait, wait_event);
-		if (r == 0 || (r & HTTP_WAIT_LATCH))
+		if (r & HTTP_WAIT_HOST)
+			t->came_back = true;
+		if (r == 0 || (r & (HTTP_WAIT_LATCH | HTTP_WAIT_HOST)))
 		{
 			crate_collect(t);
 			t->nfinished = 0;
 			return;
 		}
 	}
+}
+
+static bool
+crate_came_back(Target *target)
+{
+	CrateTarget *t = (CrateTarget *) target;
+	bool		came_back = t->came_back;
+
+	t->came_back = false;
+	return came_back;
 }
 
 /* see build_delete(); of a former worker's it is taken that the target was no slower */
@@ -668,6 +683,8 @@ sync_wait(CrateTarget *t, bool for_answer, long ms)
 			/* in short naps: nobody has to wait for us to notice him */
 			worker_idle();
 			r = http_wait(t->pool, wait < 0 ? 200 : Min(wait, 200), PG_WAIT_EXTENSION);
+			if (r & HTTP_WAIT_HOST)
+				t->came_back = true;
 			if (r & HTTP_WAIT_LATCH)
 			{
 				/* whoever else it was set for hears of it afterwards */
@@ -1467,6 +1484,7 @@ crate_open(const char *conf)
 		t->sync_work = AllocSetContextCreate(cxt, "crate_sync call", ALLOCSET_DEFAULT_SIZES);
 		t->pool = http_open(conf, cxt);
 		t->sync = http_conn(t->pool);
+		t->sync->same_host = true;
 	}
 	PG_CATCH();
 	{
@@ -1499,6 +1517,7 @@ const TargetOps target_crate_ops = {
 	.reconnect = crate_reconnect,
 	.submit = crate_submit,
 	.poll = crate_poll,
+	.came_back = crate_came_back,
 	.abandon = crate_abandon,
 	.delete_life = crate_delete_life,
 	.statement = crate_statement,

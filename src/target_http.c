@@ -32,20 +32,24 @@
 #define MAX_HOSTS		32		/* tried hosts are a bit mask */
 #define MAX_PASSWORD	1024
 #define MAX_EVENTS		16
-#define FIRST_DELAY		1000	/* ms until a failed host is preferred again */
+#define FIRST_DELAY		1000	/* ms until a host that failed is probed */
+#define PROBE_DELAY		2000	/* ms between probes of one that can't be reached, at most */
 #define KEPT_BUFFER		(1024 * 1024)	/* an answer's buffer kept for the next */
 #define MAX_HEADER		(256 * 1024)	/* bytes of an answer's header lines */
 
 /* every address is one of ours: paths and protocols are not for the setting */
 #define URL_PATH		"/_sql"
+#define PROBE_PATH		"/"
 #define PROTOCOLS		"http,https"
 
 typedef struct HttpHost
 {
 	char	   *url;
+	char	   *probe_url;
 	char	   *name;			/* host:port */
 	int			failures;		/* in a row */
-	TimestampTz retry_at;		/* until then others are preferred; 0: good */
+	bool		away;			/* others are preferred until a probe gets through */
+	TimestampTz probe_at;		/* if away */
 } HttpHost;
 
 typedef struct HttpSocket
@@ -81,9 +85,14 @@ struct HttpPool
 	MemoryContext cxt;
 	int			nhosts;
 	HttpHost   *hosts;
+	int			next_host;		/* whose turn it is */
 
 	int			nconns;
 	HttpConn  **conns;
+
+	/* asks a host that is away whether it is back, so that no row has to */
+	HttpConn   *probe;
+	bool		came_back;		/* one is, and http_wait() has to say so */
 
 	/* sockets libcurl wants watched; malloc'd, callbacks change them */
 	HttpSocket *sockets;
@@ -201,6 +210,7 @@ conf_parse_host(const char *item, int len, bool first, bool *https, HttpHost *ho
 	host->name = psprintf("%s%.*s%s:%ld", ipv6 ? "[" : "", namelen, name,
 						  ipv6 ? "]" : "", port);
 	host->url = psprintf("%s://%s" URL_PATH, *https ? "https" : "http", host->name);
+	host->probe_url = psprintf("%s://%s" PROBE_PATH, *https ? "https" : "http", host->name);
 	return true;
 }
 
@@ -537,7 +547,7 @@ handle_prepare(HttpConn *conn)
 	curl_multi_setopt(h->multi, CURLMOPT_SOCKETDATA, conn);
 	curl_multi_setopt(h->multi, CURLMOPT_TIMERFUNCTION, timer_callback);
 	curl_multi_setopt(h->multi, CURLMOPT_TIMERDATA, conn);
-	curl_multi_setopt(h->multi, CURLMOPT_MAXCONNECTS, 1L);
+	curl_multi_setopt(h->multi, CURLMOPT_MAXCONNECTS, conn == pool->probe ? 1L : (long) pool->nhosts);
 
 #define SET(option, value) \
 	do { \
@@ -613,45 +623,47 @@ handle_prepare(HttpConn *conn)
  * Hosts
  * ------------------------------------------------------------------- */
 
-/* the next host to try, or -1 when this request has been to all */
+/*
+ * The next host to try, from the given one on, or -1 when this request has been
+ * to all.
+ */
 static int
-choose_host(HttpPool *pool, HttpHandle *h)
+choose_host(HttpPool *pool, HttpHandle *h, int from)
 {
-	TimestampTz now = GetCurrentTimestamp();
 	int			soonest = -1;
 
 	for (int k = 0; k < pool->nhosts; k++)
 	{
-		int			i = (h->host + k) % pool->nhosts;
+		int			i = (from + k) % pool->nhosts;
 		HttpHost   *host = &pool->hosts[i];
 
 		if (h->tried & ((uint32) 1 << i))
 			continue;
-		if (host->retry_at <= now)
+		if (!host->away)
 			return i;
-		if (soonest < 0 || host->retry_at < pool->hosts[soonest].retry_at)
+		if (soonest < 0 || host->probe_at < pool->hosts[soonest].probe_at)
 			soonest = i;
 	}
 	/* all of them failed lately: rather that than nothing */
 	return soonest;
 }
 
+/*
+ * The longer it fails, the later it is asked again.  One that can't be reached is
+ * asked often all the same: that costs next to nothing, and nobody has to wait
+ * for it.  One that answers our question and no statement would take one each time.
+ */
 static void
-host_failed(HttpHost *host)
+host_failed(HttpHost *host, bool reached)
 {
+	int64		most = reached ? cs_max_retry_interval : Min(PROBE_DELAY, cs_max_retry_interval);
 	int64		delay = FIRST_DELAY;
 
-	for (int i = 0; i < host->failures && delay < cs_max_retry_interval; i++)
+	for (int i = 0; i < host->failures && delay < most; i++)
 		delay *= 2;
 	host->failures++;
-	host->retry_at = GetCurrentTimestamp() +
-		Min(delay, (int64) cs_max_retry_interval) * INT64CONST(1000);
-}
-
-void
-http_blame_host(HttpConn *conn)
-{
-	host_failed(&conn->handle->pool->hosts[conn->handle->host]);
+	host->away = true;
+	host->probe_at = GetCurrentTimestamp() + Min(delay, most) * INT64CONST(1000);
 }
 
 /* ---------------------------------------------------------------------
@@ -669,6 +681,13 @@ conn_done(HttpConn *conn, HttpFate fate)
 	conn->elapsed = INSTR_TIME_GET_MILLISEC(now);
 	conn->fate = fate;
 	h->done = true;
+}
+
+/* the host is in trouble, or nobody stands behind it: others may do better */
+static bool
+is_gateway_error(long status)
+{
+	return status >= 502 && status <= 504;
 }
 
 /* libcurl's words for a failure, or better ones */
@@ -705,8 +724,13 @@ conn_answered(HttpConn *conn, CURLcode rc)
 
 	if (rc == CURLE_OK || (conn->answer_cut && !h->out_of_memory))
 	{
-		host->failures = 0;
-		host->retry_at = 0;
+		if (is_gateway_error(status))
+			host_failed(host, true);
+		else
+		{
+			host->failures = 0;
+			host->away = false;
+		}
 		conn_done(conn, HTTP_ANSWERED);
 		return;
 	}
@@ -715,7 +739,7 @@ conn_answered(HttpConn *conn, CURLcode rc)
 
 	if (h->body_pos > 0)
 	{
-		host_failed(host);
+		host_failed(host, false);
 		conn_done(conn, HTTP_LOST);
 	}
 	else if (rc == CURLE_SSL_CERTPROBLEM || rc == CURLE_SSL_CACERT_BADFILE ||
@@ -723,12 +747,37 @@ conn_answered(HttpConn *conn, CURLcode rc)
 		conn_done(conn, HTTP_UNUSABLE);
 	else
 	{
-		host_failed(host);
-		if (choose_host(h->pool, h) >= 0)
+		host_failed(host, false);
+		if (choose_host(h->pool, h, h->host) >= 0)
 			conn_attempt(conn);
 		else
 			conn_done(conn, HTTP_NOT_SENT);
 	}
+}
+
+/*
+ * One that answers is used like the others, but what it did before is held
+ * against it until it has answered a request.
+ */
+static void
+probe_done(HttpConn *conn, CURLcode rc)
+{
+	HttpHandle *h = conn->handle;
+	HttpHost   *host = &h->pool->hosts[h->host];
+	long		status = 0;
+
+	curl_easy_getinfo(h->easy, CURLINFO_RESPONSE_CODE, &status);
+	handle_detach(h);
+	conn->busy = false;
+	if (!host->away)
+		return;					/* a request was faster */
+	if ((rc == CURLE_OK || conn->answer_cut) && !is_gateway_error(status))
+	{
+		host->away = false;
+		h->pool->came_back = true;
+	}
+	else
+		host_failed(host, false);
 }
 
 /*
@@ -757,7 +806,10 @@ conn_drive(HttpConn *conn, curl_socket_t fd, int ready)
 	{
 		if (msg->msg == CURLMSG_DONE)
 		{
-			conn_answered(conn, msg->data.result);
+			if (conn == h->pool->probe)
+				probe_done(conn, msg->data.result);
+			else
+				conn_answered(conn, msg->data.result);
 			break;
 		}
 	}
@@ -767,8 +819,15 @@ static void
 conn_attempt(HttpConn *conn)
 {
 	HttpHandle *h = conn->handle;
+	HttpPool   *pool = h->pool;
 
-	h->host = choose_host(h->pool, h);
+	if (h->tried == 0 && !conn->same_host)
+	{
+		h->host = choose_host(pool, h, pool->next_host);
+		pool->next_host = (h->host + 1) % pool->nhosts;
+	}
+	else
+		h->host = choose_host(pool, h, h->host);
 	h->tried |= (uint32) 1 << h->host;
 	h->body_pos = 0;
 	h->out_of_memory = false;
@@ -779,7 +838,7 @@ conn_attempt(HttpConn *conn)
 	if (conn->answer != NULL)
 		conn->answer[0] = '\0';
 
-	if (curl_easy_setopt(h->easy, CURLOPT_URL, h->pool->hosts[h->host].url) != CURLE_OK ||
+	if (curl_easy_setopt(h->easy, CURLOPT_URL, pool->hosts[h->host].url) != CURLE_OK ||
 		curl_easy_setopt(h->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) conn->body.len) != CURLE_OK ||
 		curl_easy_setopt(h->easy, CURLOPT_CONNECTTIMEOUT_MS, (long) cs_connect_timeout) != CURLE_OK ||
 		curl_easy_setopt(h->easy, CURLOPT_TIMEOUT_MS, (long) cs_request_timeout) != CURLE_OK ||
@@ -790,6 +849,43 @@ conn_attempt(HttpConn *conn)
 		conn_done(conn, HTTP_UNUSABLE);
 		return;
 	}
+	h->attached = true;
+	conn_drive(conn, CURL_SOCKET_TIMEOUT, 0);
+}
+
+/* asks the host that has been away for long enough whether it is back */
+static void
+probe_hosts(HttpPool *pool, TimestampTz now)
+{
+	HttpConn   *conn = pool->probe;
+	HttpHandle *h;
+	int			i = 0;
+
+	while (i < pool->nhosts && !(pool->hosts[i].away && pool->hosts[i].probe_at <= now))
+		i++;
+	if (i == pool->nhosts || (conn != NULL && conn->busy))
+		return;
+	if (conn == NULL)
+	{
+		conn = pool->probe = http_conn(pool);
+		conn->max_answer = 4096;
+	}
+	h = conn->handle;
+	h->host = i;
+	h->header_len = 0;
+	conn->answer_len = 0;
+	conn->answer_cut = false;
+	if (!handle_prepare(conn) ||
+		curl_easy_setopt(h->easy, CURLOPT_HTTPGET, 1L) != CURLE_OK ||
+		curl_easy_setopt(h->easy, CURLOPT_URL, pool->hosts[i].probe_url) != CURLE_OK ||
+		curl_easy_setopt(h->easy, CURLOPT_TIMEOUT_MS, (long) cs_connect_timeout) != CURLE_OK ||
+		curl_easy_setopt(h->easy, CURLOPT_FORBID_REUSE, 1L) != CURLE_OK ||
+		curl_multi_add_handle(h->multi, h->easy) != CURLM_OK)
+	{
+		host_failed(&pool->hosts[i], false);
+		return;
+	}
+	conn->busy = true;
 	h->attached = true;
 	conn_drive(conn, CURL_SOCKET_TIMEOUT, 0);
 }
@@ -931,6 +1027,12 @@ http_wait(HttpPool *pool, long timeout, uint32 wait_event)
 		int			result = 0;
 		int			n;
 
+		probe_hosts(pool, now);
+		for (int i = 0; i < pool->nhosts && (pool->probe == NULL || !pool->probe->busy); i++)
+		{
+			if (pool->hosts[i].away && (wake == 0 || pool->hosts[i].probe_at < wake))
+				wake = pool->hosts[i].probe_at;
+		}
 		for (int i = 0; i < pool->nconns; i++)
 		{
 			HttpHandle *h = pool->conns[i]->handle;
@@ -961,6 +1063,9 @@ http_wait(HttpPool *pool, long timeout, uint32 wait_event)
 		}
 		if (pool_has_done(pool))
 			result |= HTTP_WAIT_DONE;
+		if (pool->came_back)
+			result |= HTTP_WAIT_HOST;
+		pool->came_back = false;
 		if (result != 0)
 			return result;
 		if (deadline != 0 && GetCurrentTimestamp() >= deadline)
@@ -999,8 +1104,6 @@ http_conn(HttpPool *pool)
 
 	conn->handle = palloc0(sizeof(HttpHandle));
 	conn->handle->pool = pool;
-	/* connections begin at different hosts: the work spreads */
-	conn->handle->host = pool->nconns % pool->nhosts;
 	initStringInfo(&conn->body);
 	if (pool->conns == NULL)
 		pool->conns = palloc(sizeof(HttpConn *));
@@ -1018,7 +1121,7 @@ http_reconnect(HttpPool *pool)
 	for (int i = 0; i < pool->nhosts; i++)
 	{
 		pool->hosts[i].failures = 0;
-		pool->hosts[i].retry_at = 0;
+		pool->hosts[i].away = false;
 	}
 }
 

@@ -31,6 +31,8 @@ typedef struct HttpConn
 	StringInfoData body;		/* reset it, then append; ours to free */
 	Size		max_answer;		/* bytes; what is longer cuts the answer */
 	bool		close_after;	/* the session is not to be used again */
+	bool		same_host;		/* as the request before, if that is not away; else
+								 * whose turn it is */
 	void	   *arg;			/* the caller's */
 
 	/* set once the connection came out of http_next_done() */
@@ -50,6 +52,7 @@ typedef struct HttpConn
 
 #define HTTP_WAIT_DONE		1	/* http_next_done() has something */
 #define HTTP_WAIT_LATCH		2	/* MyLatch is set; not reset here */
+#define HTTP_WAIT_HOST		4	/* a host that was away is back; said once */
 
 /* is that a list of hosts we can work with?  if not, *errmsg is palloc'd */
 extern bool http_conf_check(const char *conf, char **errmsg);
@@ -68,9 +71,6 @@ extern void http_cancel(HttpConn *conn);
 /* waits at most timeout ms (-1: forever); returns HTTP_WAIT_* bits, 0: timeout */
 extern int	http_wait(HttpPool *pool, long timeout, uint32 wait_event);
 extern HttpConn *http_next_done(HttpPool *pool);
-
-/* the host that answered is in trouble: prefer others for a while */
-extern void http_blame_host(HttpConn *conn);
 
 /* drops buffers that a large request has left behind */
 extern void http_trim(HttpConn *conn);

@@ -813,6 +813,8 @@ target_check(void)
 
 	if (worker_target_ok && target_login != NULL)
 		return true;
+	if (the_target->ops->came_back != NULL && the_target->ops->came_back(the_target))
+		target_retry_at = 0;
 	if (GetCurrentTimestamp() < target_retry_at)
 		return false;
 	if (target_login == NULL)
