@@ -5,7 +5,7 @@
 #   test/demo                               the main job on real input
 
 MODULE_big = crate_sync
-OBJS = crate_sync.o $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+OBJS = crate_sync.o $(patsubst %.c,%.o,$(sort $(wildcard src/*/*.c src/*/*/*.c)))
 
 EXTENSION = crate_sync
 DATA = crate_sync--1.0.sql crate_sync--1.0--1.1.sql crate_sync--1.1.sql
@@ -22,4 +22,4 @@ PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
-$(OBJS): $(wildcard src/*.h)
+$(OBJS): $(wildcard src/*/*.h src/*/*/*.h)

@@ -170,7 +170,7 @@ SELECT pg_catalog.pg_extension_config_dump('benchmark_results_benchmark_id_seq',
 
 /* ---------------------------------------------------------------------------
  * Queue: chunks of packed keys.  Three generations that rotate and one that
- * holds what belongs to paused or stopped tables; src/queue.c has the rules.
+ * holds what belongs to paused or stopped tables; src/queue/queue.c has the rules.
  * No index, no default, no TOAST: a flush is one heap_insert per chunk.
  * ------------------------------------------------------------------------ */
 

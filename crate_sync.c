@@ -5,19 +5,19 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "crate_sync.h"
+#include "base/base.h"
 
 #include <limits.h>
 
-#include "capture.h"
-#include "early.h"
-#include "live.h"
+#include "capture/capture.h"
+#include "capture/early.h"
+#include "shared/live.h"
+#include "shared/wake.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
-#include "target.h"
+#include "target/target.h"
 #include "utils/guc.h"
-#include "worker.h"
 
 PG_MODULE_MAGIC;
 

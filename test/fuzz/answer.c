@@ -9,13 +9,13 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "crate_sync.h"
+#include "base/base.h"
 
 #include <math.h>
 
-#include "batch.h"
 #include "fuzz.h"
-#include "target.h"
+#include "target/rowset.h"
+#include "target/target.h"
 
 #define NROWS 3
 

@@ -8,17 +8,17 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "crate_sync.h"
+#include "base/base.h"
 
 #include <math.h>
 
-#include "batch.h"
 #include "catalog/pg_type.h"
 #include "fuzz.h"
 #include "mb/pg_wchar.h"
-#include "mirror.h"
+#include "mirror/mirror.h"
+#include "mirror/types.h"
 #include "parser/parse_type.h"
-#include "types.h"
+#include "target/rowset.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/date.h"

@@ -5,7 +5,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "crate_sync.h"
+#include "base/base.h"
 
 #include <signal.h>
 
@@ -14,10 +14,10 @@
 #include "common/jsonapi.h"
 #include "fuzz.h"
 #include "mb/pg_wchar.h"
+#include "shared/wake.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/resowner.h"
-#include "worker.h"
 
 extern int	LLVMFuzzerRunDriver(int *argc, char ***argv,
 								int (*one) (const uint8_t *data, size_t size));

@@ -4,7 +4,7 @@
  *		What the harnesses share.
  *
  * They are one module that is loaded into a single-user server: the code
- * under test is the extension's own, with target_crate.c talking to
+ * under test is the extension's own, with crate.c talking to
  * fuzz_http.c instead of to a network.  Each input runs in a subtransaction
  * and a memory context of its own, which are thrown away afterwards.
  *
@@ -13,7 +13,7 @@
 #ifndef CRATE_SYNC_FUZZ_H
 #define CRATE_SYNC_FUZZ_H
 
-#include "crate_sync.h"
+#include "base/base.h"
 
 typedef struct FuzzHarness
 {

@@ -8,11 +8,11 @@
  *
  *-------------------------------------------------------------------------
  */
+#include "base/base.h"
 #include "fuzz_http.h"
-#include "crate_sync.h"
 
 #include "fuzz.h"
-#include "target_http.h"
+#include "target/crate/http.h"
 
 struct HttpPool
 {

@@ -9,11 +9,11 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "crate_sync.h"
+#include "base/base.h"
 
 #include "catalog/pg_type.h"
 #include "fuzz.h"
-#include "key.h"
+#include "queue/key.h"
 #include "utils/datum.h"
 
 static const struct

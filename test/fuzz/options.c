@@ -11,7 +11,7 @@
  */
 
 /* for parse_target(), which nobody else needs */
-#include "../../src/attach.c"
+#include "../../src/functions/tables.c"
 
 #include "access/table.h"
 #include "fuzz.h"

@@ -9,13 +9,13 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "crate_sync.h"
+#include "base/base.h"
 
-#include "batch.h"
 #include "fuzz.h"
 #include "mb/pg_wchar.h"
-#include "target.h"
-#include "types.h"
+#include "mirror/types.h"
+#include "target/rowset.h"
+#include "target/target.h"
 
 #define NPARTS 6
 

@@ -8,14 +8,14 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "crate_sync.h"
+#include "base/base.h"
 
 #include "catalog/pg_type.h"
 #include "fuzz.h"
 #include "mb/pg_wchar.h"
-#include "target.h"
-#include "target_http.h"
-#include "types.h"
+#include "mirror/types.h"
+#include "target/crate/http.h"
+#include "target/target.h"
 
 static void
 one_target(const char *text)
@@ -30,7 +30,7 @@ one_target(const char *text)
 	if (ops == NULL && why == NULL && text[strspn(text, " \t")] != '\0')
 		fuzz_fail("a target that is refused without a reason");
 	fuzz_check_message(why);
-	/* the real one, of target_http.c */
+	/* the real one, of http.c */
 	if (ops == &target_crate_ops)
 		http_close(http_open(text, CurrentMemoryContext));
 }

@@ -1,4 +1,4 @@
-# Every place where the worker can be held (src/point.h), with every statement that changes what is
+# Every place where the worker can be held (src/base/point.h), with every statement that changes what is
 # mirrored: run beside the held worker, with commits before and after, then both sides have to
 # become equal, or it has to be said why not and what to do, and that has to help.  Never may a row
 # of another relation reach the target, and nothing but the worker itself may be needed.

@@ -1,4 +1,4 @@
-# The worker, held at a named place (src/point.h); its server needs crate_sync.debug_points = on.
+# The worker, held at a named place (src/base/point.h); its server needs crate_sync.debug_points = on.
 #
 #	my $hold = CrateSync::Points::hold($m, 'before queue');
 #	$hold->wait;		# the worker stands there

@@ -1,4 +1,4 @@
-# The worker, stepped: held at a named place (src/point.h) while statements that change what is
+# The worker, stepped: held at a named place (src/base/point.h) while statements that change what is
 # mirrored are run beside it, let go, and both sides compared by content.  A pair is a place and a
 # statement; each has a table of its own, in schemas of its own.
 #

@@ -1,0 +1,41 @@
+/*-------------------------------------------------------------------------
+ *
+ * tables.h
+ *		Our triggers on mirrored tables.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CRATE_SYNC_ATTACH_H
+#define CRATE_SYNC_ATTACH_H
+
+#include "base/base.h"
+#include "mirror/mirror.h"
+#include "nodes/pg_list.h"
+
+/*
+ * Mends our triggers on a mirrored table and, for TRUNCATE, on each of its
+ * partitions: those missing, not ENABLE ALWAYS or made for another key.
+ * Locks only what needs mending.  A table that always has some writer is never
+ * free by itself, so its lock is waited for, for a moment: writers that come
+ * behind wait as long.  Then it throws, or leaves the rest for another time.
+ * The caller acts as a superuser with a fixed search_path.  Returns whether
+ * anything was mended, that is, whether changes may have gone unseen.
+ */
+extern bool attach_ensure_triggers(Oid relid, List *key_columns);
+
+/* the OID of crate_sync.capture() */
+extern Oid	attach_capture_function(void);
+
+/*
+ * Hands a mirror over to another relation, which has the name now that
+ * spec->relid was added by: the catalog's row, our triggers, and a full load
+ * that is asked for.  An error says what of the relation does not fit.  The
+ * caller acts as a superuser with a fixed search_path, has seen to it that
+ * this may be done, and ends the transaction if it is not.  wait: until locks
+ * can be had; else false is returned if they cannot, or if things have
+ * changed.  The triggers of a former table that is in use may stay: what they
+ * queue is no mirrored table's.
+ */
+extern bool attach_follow(MirrorSpec *spec, Oid relid, bool wait);
+
+#endif							/* CRATE_SYNC_ATTACH_H */

@@ -1,0 +1,65 @@
+/*-------------------------------------------------------------------------
+ *
+ * types.h
+ *		PostgreSQL types, what they become in the target, and their encoders.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CRATE_SYNC_TYPES_H
+#define CRATE_SYNC_TYPES_H
+
+#include "base/base.h"
+#include "target/target.h"
+
+typedef struct CellEncoder CellEncoder;
+
+/* appends the JSON of a non-NULL value; may ereport, leaving a partial cell */
+typedef void (*CellEncodeFunc) (StringInfo buf, Datum value, CellEncoder *enc);
+
+struct CellEncoder
+{
+	CellEncodeFunc encode;
+	Oid			typid;			/* base type: domains are looked through */
+	FmgrInfo	out;			/* output function, where encode needs one */
+	CellEncoder *elem;			/* arrays: of the element */
+	int16		elem_len;
+	bool		elem_byval;
+	char		elem_align;
+};
+
+typedef struct TypeMapping
+{
+	char	   *type;			/* CrateDB's, palloc'd */
+	char	   *storage;		/* or NULL */
+	CellKind	kind;
+	char	   *loses;			/* one sentence for preview, or NULL */
+} TypeMapping;
+
+/*
+ * What a column becomes.  as_key: a mapping that is not one to one is
+ * refused or becomes text.  override: a target type that the user chose
+ * (options.types), or NULL.  Errors: ereport, naming colname and the type.
+ */
+extern void types_map(const char *colname, Oid typid, int32 typmod, bool as_key,
+					  const char *override, TypeMapping *map);
+
+/*
+ * The encoder for a column mapped so.  Lives in the current memory context.
+ * Encoders do not depend on TimeZone, DateStyle, extra_float_digits,
+ * IntervalStyle or bytea_output: where an output function does, the caller
+ * has pinned them (reader.c).
+ */
+extern void types_encoder(Oid typid, int32 typmod, const TypeMapping *map, CellEncoder *enc);
+
+/*
+ * Appends text as a JSON string with its quotes; text need not end in NUL.
+ * types_json_string: text is in the database's encoding; types_json_utf8: it
+ * is UTF-8 already.
+ */
+extern void types_json_string(StringInfo buf, const char *text, int len);
+extern void types_json_utf8(StringInfo buf, const char *text, int len);
+
+/* a double as encoders write it: 1.0, 1e+300, "NaN" */
+extern void types_json_float8(StringInfo buf, double v);
+
+#endif							/* CRATE_SYNC_TYPES_H */

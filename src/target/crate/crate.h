@@ -1,0 +1,131 @@
+/*-------------------------------------------------------------------------
+ *
+ * crate.h
+ *		What the files of the CrateDB target share.
+ *
+ * statement.c writes requests, answer.c takes answers apart,
+ * tables.c has the DDL; crate.c sends and waits, and is the
+ * Target.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CRATE_SYNC_CRATE_H
+#define CRATE_SYNC_CRATE_H
+
+#include "base/base.h"
+#include "common/jsonapi.h"
+#include "target/crate/http.h"
+#include "target/target.h"
+
+#define FENCE_TABLE			CS_SCHEMA ".fence"
+#define MARKER				"/* crate_sync "
+#define POLL_MARKER			"/* fence poll */ "
+
+/* a piece of an answer: JSON text, not terminated; start NULL: not there */
+typedef struct Slice
+{
+	const char *start;
+	int			len;
+} Slice;
+
+typedef struct Answer
+{
+	Slice		cols;
+	Slice		rows;
+	Slice		results;
+	bool		has_rowcount;
+	int64		rowcount;
+	double		duration;
+	bool		is_error;
+	int			error_code;
+	Slice		error_message;
+} Answer;
+
+/* what a round trip came to; message is palloc'd or NULL */
+typedef struct Verdict
+{
+	TargetOutcome outcome;
+	bool		over;			/* nothing of it can still be carried out */
+	char		code[16];
+	char	   *message;
+} Verdict;
+
+typedef struct CrateTarget CrateTarget;
+
+/* ---- answer.c ---- */
+typedef struct JsonIter
+{
+	JsonLexContext *lex;
+	JsonTokenType end;
+	bool		failed;
+	bool		over;
+} JsonIter;
+
+extern void json_iter_start(JsonIter *it, Slice value);
+extern bool json_iter_next(JsonIter *it, Slice *key, Slice *value);
+extern bool slice_int(Slice s, int64 *result);
+extern char *slice_text(Slice s, int *len);
+extern void answer_judge(HttpConn *conn, Answer *answer, Verdict *v);
+extern void append_answer_cell(StringInfo buf, const TargetColumn *col, Slice value);
+extern int answer_nrows(const Answer *answer);
+extern bool answer_int(const Answer *answer, int64 *value);
+extern int count_deleted(const Answer *answer, int sent);
+
+/* ---- statement.c ---- */
+#define raw(buf, literal) appendBinaryStringInfo(buf, literal, sizeof(literal) - 1)
+
+typedef struct ColumnList
+{
+	const int  *cols;
+	int			ncols;
+} ColumnList;
+
+extern void begin_statement(StringInfo buf);
+extern void sql_text(StringInfo buf, const char *text);
+extern void sql_column(StringInfo buf, const TargetTable *table, int col);
+extern bool type_is(const char *type, const char *word);
+extern const char *sent_type(const TargetColumn *col);
+extern void append_marker_id(StringInfo buf, const TargetTable *table, int lane);
+extern void append_marker(StringInfo buf, const TargetRequest *req);
+extern void append_fence_id(StringInfo buf, const TargetTable *table, int lane);
+extern void append_fence_prefix(StringInfo buf, const TargetTable *table, bool end);
+extern Size cells_size(const RowSet *rows, int lo, int hi);
+extern void build_upsert(StringInfo buf, const TargetRequest *req);
+extern int key_place(const TargetTable *table, const RowSet *rows, int k);
+extern int lookup_chunk(const TargetTable *table, const RowSet *rows, int lo, int hi);
+extern void build_lookup(StringInfo buf, const TargetTable *table, const RowSet *rows, int lo,
+						 int hi, const TargetRequest *req, void (*what) (StringInfo buf, const TargetTable *table,
+						 void *arg), void *arg);
+extern void what_version(StringInfo buf, const TargetTable *table, void *arg);
+extern void what_columns(StringInfo buf, const TargetTable *table, void *arg);
+extern void build_search(StringInfo buf, const TargetTable *table, const RowSet *rows, int lo,
+						 int hi, ColumnList *list);
+extern void build_refresh(StringInfo buf, const TargetTable *table);
+extern void build_count_columns(StringInfo buf, const TargetTable *table);
+extern void append_delete_of_key(StringInfo buf, const TargetTable *table);
+extern void build_probe(StringInfo buf, const TargetRequest *req);
+extern void build_read_fence(StringInfo buf, const TargetTable *table, int lane);
+
+/* ---- tables.c ---- */
+extern char *crate_ddl(const TargetTable *table);
+extern char *table_args(const char *schema, const char *name);
+extern void crate_ensure_table(Target *target, const TargetTable *table, bool *created,
+							   bool *altered, TargetResult *res);
+extern void crate_drop_table(Target *target, const char *schema, const char *name,
+							 TargetResult *res);
+extern void crate_swap_table(Target *target, const TargetTable *as, const TargetTable *table,
+							 TargetResult *res);
+
+/* ---- crate.c ---- */
+extern MemoryContext sync_enter(CrateTarget *t);
+extern void sync_leave(CrateTarget *t, MemoryContext caller, TargetResult *res);
+extern void sync_query(CrateTarget *t, const char *sql, const char *args_json,
+					   TargetResult *res);
+extern void sync_rows(CrateTarget *t, const char *sql, const char *args_json, int ncols,
+					  TargetResult *res);
+extern char *sync_cell_text(const char *cell);
+extern void sync_read_fence(CrateTarget *t, const TargetTable *table, int lane, int64 *epoch,
+							TargetResult *res);
+extern void sync_reachable(CrateTarget *t, const TargetTable *table, TargetResult *res);
+
+#endif							/* CRATE_SYNC_CRATE_H */
