@@ -253,6 +253,7 @@ build_extension()
 		(cd "$TOP" && cp -R Makefile ./*.c ./*.control ./*.sql src sql "$src/")
 		find "$src" -name '*.o' -delete
 	fi
+	BUILD_DIR=$src
 	# PostgreSQL's makefiles hand COPT to compiler and linker
 	[ -z "${SANITIZE:-}" ] || export COPT="-fsanitize=address,undefined -fno-sanitize-recover=undefined \
 -fno-omit-frame-pointer -include $TOP/test/lib/sanitize.h"
