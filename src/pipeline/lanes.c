@@ -30,6 +30,28 @@
 #define SUSPECT_LIMIT 3
 #define FENCE_LIMIT 20
 
+/*
+ * The keys that may be in failed_rows.  What was read before a row was parked
+ * does not take it away from there when it arrives.
+ */
+typedef struct FailedKey
+{
+	uint64		hash;			/* as in keymap.h; two keys may share it */
+	uint64		behind;			/* batches up to that one were read before */
+	char		status;			/* simplehash's own */
+} FailedKey;
+
+#define SH_PREFIX failedmap
+#define SH_ELEMENT_TYPE FailedKey
+#define SH_KEY_TYPE uint64
+#define SH_KEY hash
+#define SH_HASH_KEY(tb, key) ((uint32) (key))
+#define SH_EQUAL(tb, a, b) ((a) == (b))
+#define SH_SCOPE static inline
+#define SH_DECLARE
+#define SH_DEFINE
+#include "lib/simplehash.h"
+
 /* ms after which a request is slow */
 #define SLOW_REQUEST 2000
 
@@ -90,6 +112,7 @@ batch_create(Lane *lane)
 	Batch	   *batch = palloc0(sizeof(Batch));
 
 	batch->cxt = cxt;
+	batch->no = ++st->last_batch_no;
 	batch->upserts = rowset_create(cxt, st->def->ncols);
 	batch->deletes = rowset_create(cxt, st->def->nkeys);
 	batch->maxshares = 4;
@@ -614,23 +637,33 @@ lanes_dispatch(SyncTable *st, bool input_idle)
 	return sent;
 }
 
-void
-failed_key_note(SyncTable *st, const char *target_key, int len)
+static FailedKey *
+failed_key(SyncTable *st, const char *target_key, int len)
 {
+	FailedKey  *entry;
 	bool		found;
 
 	if (st->failed == NULL)
-		st->failed = keymap_create(st->cxt, 64, NULL);
-	keymap_insert(st->failed, key_hash(target_key, len), &found);
+		st->failed = failedmap_create(st->cxt, 64, NULL);
+	entry = failedmap_insert(st->failed, key_hash(target_key, len), &found);
+	if (!found)
+		entry->behind = 0;
+	return entry;
+}
+
+void
+failed_key_note(SyncTable *st, const char *target_key, int len)
+{
+	(void) failed_key(st, target_key, len);
 }
 
 bool
 failed_key_known(const SyncTable *st, const char *target_key, int len)
 {
-	return st->failed != NULL && keymap_lookup(st->failed, key_hash(target_key, len)) != NULL;
+	return st->failed != NULL && failedmap_lookup(st->failed, key_hash(target_key, len)) != NULL;
 }
 
-/* a row leaves failed_rows, if it is there */
+/* a row leaves failed_rows, if it is there; it was read later than any that was parked */
 void
 unpark_row(SyncTable *st, const char *target_key, int len)
 {
@@ -647,7 +680,7 @@ unpark_row(SyncTable *st, const char *target_key, int len)
 	MemoryContextSwitchTo(oldcxt);
 }
 
-/* the rows of a segment that has arrived leave failed_rows */
+/* the rows of a segment that has arrived leave failed_rows, but for those parked since they were read */
 static void
 unpark_arrived(SyncTable *st, Batch *batch, const BatchSegment *seg)
 {
@@ -659,22 +692,36 @@ unpark_arrived(SyncTable *st, Batch *batch, const BatchSegment *seg)
 	initStringInfo(&key);
 	for (int row = seg->lo; row < seg->hi; row++)
 	{
+		FailedKey  *entry;
+
 		if (rs->dead != NULL && rs->dead[row])
 			continue;
 		resetStringInfo(&key);
 		batch_row_key(st, batch, seg->kind == TARGET_DELETE, row, &key);
-		unpark_row(st, key.data, key.len);
+		entry = failedmap_lookup(st->failed, key_hash(key.data, key.len));
+		if (entry != NULL && batch->no > entry->behind)
+			unpark_row(st, key.data, key.len);
 	}
 	pfree(key.data);
 }
 
-void
-park_row(SyncTable *st, const char *target_key, int keylen, const char *packed, int packed_len,
-		 const char *action, const char *code, const char *message)
+/* behind: the last batch of which all was read before the row was */
+static void
+park_behind(SyncTable *st, uint64 behind, const char *target_key, int keylen,
+			const char *packed, int packed_len,
+			const char *action, const char *code, const char *message)
 {
-	MemoryContext oldcxt = MemoryContextSwitchTo(st->cxt);
-	ParkedRow  *row = palloc0(sizeof(ParkedRow));
+	FailedKey  *entry = failed_key(st, target_key, keylen);
+	MemoryContext oldcxt;
+	ParkedRow  *row;
 
+	st->n_failed++;
+	st->dirty = true;
+	if (behind < entry->behind)
+		return;					/* it was parked again since, and for what it is now */
+	entry->behind = behind;
+	oldcxt = MemoryContextSwitchTo(st->cxt);
+	row = palloc0(sizeof(ParkedRow));
 	row->target_key = pnstrdup(target_key, keylen);
 	row->packed = palloc(packed_len + 1);
 	memcpy(row->packed, packed, packed_len);
@@ -684,10 +731,19 @@ park_row(SyncTable *st, const char *target_key, int keylen, const char *packed, 
 	row->message = message ? target_clean_text(message, strlen(message)) :
 		pstrdup("refused without a reason");
 	st->parked = lappend(st->parked, row);
-	st->n_failed++;
-	st->dirty = true;
 	MemoryContextSwitchTo(oldcxt);
-	failed_key_note(st, target_key, keylen);
+}
+
+/* a row that could not be read just now: what is in batches is older */
+void
+park_row(SyncTable *st, const char *target_key, int keylen, const char *packed, int packed_len,
+		 const char *action, const char *code, const char *message)
+{
+	Lane	   *lane = lane_for_key(st, key_hash(target_key, keylen));
+
+	if (lane->open != NULL)
+		lane_seal(lane);		/* what is read from now on is newer */
+	park_behind(st, st->last_batch_no, target_key, keylen, packed, packed_len, action, code, message);
 }
 
 /* the one live row of a segment was refused */
@@ -707,8 +763,8 @@ lane_park(Lane *lane, BatchSegment *seg, const char *code, const char *message)
 	initStringInfo(&key);
 	batch_row_key(st, batch, seg->kind == TARGET_DELETE, row, &key);
 	packed = reader_pack_cells(st, key.data, &packed_len);
-	park_row(st, key.data, key.len, packed, packed_len,
-			 seg->kind == TARGET_DELETE ? "delete" : "upsert", code, message);
+	park_behind(st, batch->no - 1, key.data, key.len, packed, packed_len,
+				seg->kind == TARGET_DELETE ? "delete" : "upsert", code, message);
 	pfree(packed);
 	pfree(key.data);
 	batch->nsegments--;

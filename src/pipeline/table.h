@@ -91,6 +91,7 @@ typedef struct Batch
 {
 	dlist_node	node;
 	MemoryContext cxt;
+	uint64		no;				/* the table's, in the order of their making */
 	RowSet	   *upserts;		/* all columns */
 	RowSet	   *deletes;		/* key columns */
 	struct keymap_hash *keys;	/* made when a second read adds rows */
@@ -235,7 +236,8 @@ struct SyncTable
 	int			fence_tries;	/* of lanes_fence_all(), failed in a row */
 	List	   *parked;			/* of ParkedRow *, in cxt */
 	int			parked_in_a_row;
-	struct keymap_hash *failed;	/* target keys in crate_sync.failed, or NULL */
+	uint64		last_batch_no;
+	struct failedmap_hash *failed;	/* target keys in crate_sync.failed, or NULL */
 	bool		unrefreshed;	/* written since the last refresh */
 
 	/* feeding a load */
@@ -451,6 +453,7 @@ extern TimestampTz lanes_next_retry(const SyncTable *st);
 extern bool failed_key_known(const SyncTable *st, const char *target_key, int len);
 extern void failed_key_note(SyncTable *st, const char *target_key, int len);
 extern void unpark_row(SyncTable *st, const char *target_key, int len);
+/* of which the row could not be read just now */
 extern void park_row(SyncTable *st, const char *target_key, int keylen, const char *packed, int packed_len,
 					 const char *action, const char *code, const char *message);
 
