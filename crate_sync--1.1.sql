@@ -380,6 +380,11 @@ CREATE FUNCTION table_states(OUT mirror_id int, OUT schemaname name, OUT relname
 COMMENT ON FUNCTION table_states() IS
 	'the state of each mirrored table; trouble: NULL if it is well, 0 is the worst';
 
+CREATE FUNCTION heartbeat() RETURNS timestamptz
+	AS 'MODULE_PATHNAME', 'crate_sync_heartbeat' LANGUAGE C STRICT;
+COMMENT ON FUNCTION heartbeat() IS
+	'when this database''s worker last went round its loop; NULL: none runs';
+
 -- keys are values of a table: for those who may read it
 CREATE VIEW failed_rows AS
 	SELECT f.failed_id, m.relid, coalesce(n.nspname, m.source_schema) AS schemaname, coalesce(c.relname, m.source_name) AS relname,
@@ -453,7 +458,7 @@ CREATE VIEW status AS
 		   coalesce(q.queued_keys, 0) AS queued_keys, coalesce(q.queue_bytes, 0) AS queue_bytes,
 		   coalesce(l.lag, interval '0') AS lag,
 		   f.n_failed_rows, w.last_send_time, w.last_ack_time, w.last_error, w.last_error_time,
-		   t.n_differences
+		   t.n_differences, crate_sync.heartbeat() AS heartbeat_time
 	FROM crate_sync.worker_status() w
 		CROSS JOIN (SELECT count(*) AS n_tables, count(y.trouble) AS n_tables_not_ok,
 						   count(*) FILTER (WHERE y.state IN ('new', 'loading', 'sweeping')) AS n_loading,
@@ -518,6 +523,7 @@ COMMENT ON COLUMN status.last_ack_time IS 'when the worker last wrote down that 
 COMMENT ON COLUMN status.last_error IS 'the workers or the targets last error, mended or not';
 COMMENT ON COLUMN status.last_error_time IS 'when that was';
 COMMENT ON COLUMN status.n_differences IS 'differences that the last verify of each table found, and that nothing has mended since';
+COMMENT ON COLUMN status.heartbeat_time IS 'when the worker last went round its loop, to a second; moves when there is nothing to do, too';
 COMMENT ON COLUMN tables.relid IS 'the mirrored table';
 COMMENT ON COLUMN tables.schemaname IS 'its schema; of a table that was dropped, that which it was added by';
 COMMENT ON COLUMN tables.relname IS 'its name, likewise';
@@ -626,7 +632,7 @@ REVOKE ALL ON FUNCTION add_table(regclass, text, name[], text, name, jsonb, bool
 	discard_failed(regclass, bigint), start(), stop(), adopt(),
 	target_query(text, jsonb), benchmark(text, text, int, int),
 	benchmark_chart(int, int), wait_for_sync(regclass, interval),
-	queue_stats(boolean), worker_status(), table_states(),
+	queue_stats(boolean), worker_status(), table_states(), heartbeat(),
 	preview(regclass, name[], name, jsonb), get_target_ddl(regclass) FROM PUBLIC;
 
 -- what ALTER DEFAULT PRIVILEGES gave away: whoever can write the catalog acts as any table's owner
@@ -653,8 +659,116 @@ END $$;
 
 GRANT USAGE ON SCHEMA crate_sync TO pg_monitor;
 GRANT SELECT ON status, tables, progress, failed_rows, differences, benchmark_results TO pg_monitor;
-GRANT EXECUTE ON FUNCTION queue_stats(boolean), worker_status(), table_states(), wait_for_sync(regclass, interval),
+GRANT EXECUTE ON FUNCTION queue_stats(boolean), worker_status(), table_states(), heartbeat(), wait_for_sync(regclass, interval),
 	benchmark_chart(int, int) TO pg_monitor;
+
+/* --- reports: what tells how the mirror is, beyond the views above --- */
+
+/* ---------------------------------------------------------------------------
+ * Metrics.  Names and units are those of the Prometheus world: seconds, bytes,
+ * counters in _total.  Labels are few, as each value makes a series.
+ * ------------------------------------------------------------------------ */
+
+CREATE FUNCTION metrics(format text DEFAULT 'openmetrics') RETURNS text
+	LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	result text;
+BEGIN
+	IF format IS NULL OR format NOT IN ('openmetrics', 'prometheus') THEN
+		RAISE EXCEPTION 'format must be openmetrics or prometheus' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	WITH s AS MATERIALIZED (SELECT * FROM crate_sync.status),
+	l AS (SELECT t.*, format('datname="%s",schema="%s",table="%s"', x.d, x.s, x.t) AS labels
+		  FROM crate_sync.tables t CROSS JOIN LATERAL (SELECT
+			replace(replace(replace(current_database(), '\', '\\'), '"', '\"'), E'\n', '\n') AS d,
+			replace(replace(replace(t.schemaname, '\', '\\'), '"', '\"'), E'\n', '\n') AS s,
+			replace(replace(replace(t.relname, '\', '\\'), '"', '\"'), E'\n', '\n') AS t) x),
+	d AS (SELECT format('datname="%s"', replace(replace(replace(current_database(), '\', '\\'), '"', '\"'), E'\n', '\n')) AS labels),
+	known(state) AS (VALUES ('ok'), ('starting'), ('nothing mirrored'), ('no target'), ('no worker'), ('stopped'), ('disabled'),
+		('update needed'), ('target unreachable'), ('target refuses'), ('table error'), ('renamed'), ('dropped'), ('queue full'),
+		('lagging'), ('incomplete'), ('differences'), ('paused'), ('failed rows'), ('worker error'), ('down')),
+	m(n, name, type, unit, help, labels, value) AS (
+		SELECT 1, 'up', 'gauge', NULL, 'Whether all is well: 1 if crate_sync.status is ok.', d.labels, s.ok::int::text FROM s, d
+		UNION ALL SELECT 2, 'state', 'gauge', NULL, '1 for the state that crate_sync.status has.',
+			format('%s,state="%s"', d.labels, k.state), (k.state = s.state)::int::text
+			FROM s, d, (SELECT state FROM known UNION SELECT state FROM s) k
+		UNION ALL SELECT 3, 'worker_running', 'gauge', NULL, 'Whether the worker runs.', d.labels, (s.pid IS NOT NULL)::int::text FROM s, d
+		UNION ALL SELECT 4, 'heartbeat_timestamp_seconds', 'gauge', 'seconds', 'When the worker last went round its loop; moves when idle, too.',
+			d.labels, extract(epoch FROM s.heartbeat_time)::text FROM s, d
+		UNION ALL SELECT 5, 'tables', 'gauge', NULL, 'Mirrored tables.', d.labels, s.n_tables::text FROM s, d
+		UNION ALL SELECT 6, 'tables_not_ok', 'gauge', NULL, 'Mirrored tables that are not well.', d.labels, s.n_tables_not_ok::text FROM s, d
+		UNION ALL SELECT 7, 'lag_seconds', 'gauge', 'seconds', 'Age of the oldest queued change.', d.labels, round(extract(epoch FROM s.lag), 3)::text FROM s, d
+		UNION ALL SELECT 8, 'queued_keys', 'gauge', NULL, 'Keys that wait to be pushed.', d.labels, s.queued_keys::text FROM s, d
+		UNION ALL SELECT 9, 'queue_bytes', 'gauge', 'bytes', 'Size of the queue on disk.', d.labels, s.queue_bytes::text FROM s, d
+		UNION ALL SELECT 10, 'failed_rows', 'gauge', NULL, 'Rows that the target refused and that are set aside.', d.labels, s.n_failed_rows::text FROM s, d
+		UNION ALL SELECT 11, 'differences', 'gauge', NULL, 'Differences that the last verify of each table found and that nothing has mended.', d.labels, s.n_differences::text FROM s, d
+		UNION ALL SELECT 12, 'last_ack_timestamp_seconds', 'gauge', 'seconds', 'When rows were last written down as arrived.',
+			d.labels, round(extract(epoch FROM s.last_ack_time), 3)::text FROM s, d
+		UNION ALL SELECT 20, 'table_ok', 'gauge', NULL, 'Whether the table is well.', l.labels,
+			(l.state IN ('new', 'loading', 'sweeping', 'verifying', 'ready'))::int::text FROM l
+		UNION ALL SELECT 21, 'table_lag_seconds', 'gauge', 'seconds', 'Age of the table''s oldest queued change.', l.labels, round(extract(epoch FROM l.lag), 3)::text FROM l
+		UNION ALL SELECT 22, 'table_queued_keys', 'gauge', NULL, 'The table''s keys that wait to be pushed.', l.labels, l.queued_keys::text FROM l
+		UNION ALL SELECT 23, 'table_failed_rows', 'gauge', NULL, 'The table''s rows that are set aside.', l.labels, l.n_failed_rows::text FROM l
+		UNION ALL SELECT 24, 'rows_upserted', 'counter', NULL, 'Rows written to the target.', l.labels, l.n_tup_upserted::text FROM l
+		UNION ALL SELECT 25, 'rows_deleted', 'counter', NULL, 'Rows deleted in the target.', l.labels, l.n_tup_deleted::text FROM l
+		UNION ALL SELECT 26, 'rows_failed', 'counter', NULL, 'Rows set aside, ever.', l.labels, l.n_tup_failed::text FROM l
+		UNION ALL SELECT 27, 'requests', 'counter', NULL, 'Requests with the table''s rows.', l.labels, l.requests::text FROM l
+		UNION ALL SELECT 28, 'retries', 'counter', NULL, 'Requests that had to be sent again.', l.labels, l.retries::text FROM l
+		UNION ALL SELECT 29, 'bytes_sent', 'counter', NULL, 'Size of the requests.', l.labels, l.bytes_sent::text FROM l
+		UNION ALL SELECT 30, 'request_seconds', 'counter', 'seconds', 'Time that the requests took.', l.labels, (l.request_time / 1000)::text FROM l
+		UNION ALL SELECT 31, 'verify_ok', 'gauge', NULL, 'Whether the last verify left no difference.', l.labels, l.last_verify_ok::int::text FROM l
+		UNION ALL SELECT 32, 'last_verify_timestamp_seconds', 'gauge', 'seconds', 'When the last verify ended.',
+			l.labels, round(extract(epoch FROM l.last_verify_time), 3)::text FROM l
+		UNION ALL SELECT 33, 'last_load_timestamp_seconds', 'gauge', 'seconds', 'When the last load ended.',
+			l.labels, round(extract(epoch FROM l.last_load_time), 3)::text FROM l),
+	f AS (SELECT m.n, 'crate_sync_' || m.name AS family, 'crate_sync_' || m.name || CASE m.type WHEN 'counter' THEN '_total' ELSE '' END AS name,
+			m.type, m.unit, m.help, m.labels, m.value
+		  FROM m WHERE m.value IS NOT NULL),
+	g AS (SELECT f.n, CASE metrics.format WHEN 'openmetrics' THEN f.family ELSE f.name END AS title, f.type, f.unit, f.help,
+			string_agg(format(E'%s{%s} %s\n', f.name, f.labels, f.value), '' ORDER BY f.labels) AS samples
+		  FROM f GROUP BY f.n, f.family, f.name, f.type, f.unit, f.help)
+	-- without an end of line at its end, which psql puts there
+	SELECT rtrim(string_agg(format(E'# HELP %s %s\n# TYPE %s %s\n', g.title, g.help, g.title, g.type)
+			|| CASE WHEN g.unit IS NOT NULL AND metrics.format = 'openmetrics' THEN format(E'# UNIT %s %s\n', g.title, g.unit) ELSE '' END
+			|| g.samples, '' ORDER BY g.n)
+		|| CASE metrics.format WHEN 'openmetrics' THEN E'# EOF' ELSE '' END, E'\n')
+		INTO result FROM g;
+	RETURN result;
+END $$;
+COMMENT ON FUNCTION metrics(text) IS
+	'what status and tables say, in the text format of OpenMetrics, or of prometheus for the textfile collector';
+
+/* whose all of this is: the views' readers', and nobody else's, whatever ALTER DEFAULT PRIVILEGES says */
+DO $$
+DECLARE
+	o pg_catalog.text;
+	grantee pg_catalog.text;
+BEGIN
+	FOREACH o IN ARRAY ARRAY['metrics(text)']
+	LOOP
+		FOR grantee IN
+			SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END
+			FROM pg_catalog.pg_proc p,
+				pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) AS a
+			WHERE p.oid = o::pg_catalog.regprocedure AND a.grantee <> p.proowner
+		LOOP
+			EXECUTE 'REVOKE ALL ON FUNCTION ' || o || ' FROM ' || grantee || ' CASCADE';
+		END LOOP;
+	END LOOP;
+	FOREACH o IN ARRAY ARRAY[]::pg_catalog.text[]
+	LOOP
+		FOR grantee IN
+			SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END
+			FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) AS a
+			WHERE c.oid = o::pg_catalog.regclass AND a.grantee <> c.relowner
+		LOOP
+			EXECUTE 'REVOKE ALL ON ' || o || ' FROM ' || grantee || ' CASCADE';
+		END LOOP;
+	END LOOP;
+END $$;
+GRANT EXECUTE ON FUNCTION metrics(text) TO pg_monitor;
+/* --- end of reports --- */
 
 -- the worker starts when this transaction commits
 SELECT crate_sync.start();

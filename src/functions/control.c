@@ -33,6 +33,7 @@ PG_FUNCTION_INFO_V1(crate_sync_stop);
 PG_FUNCTION_INFO_V1(crate_sync_adopt);
 PG_FUNCTION_INFO_V1(crate_sync_wait_for_sync);
 PG_FUNCTION_INFO_V1(crate_sync_worker_status);
+PG_FUNCTION_INFO_V1(crate_sync_heartbeat);
 
 bool
 cs_worker_is_running(void)
@@ -541,4 +542,15 @@ crate_sync_worker_status(PG_FUNCTION_ARGS)
 	nulls[10] = hint[0] == '\0';
 	values[10] = CStringGetTextDatum(hint);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls)));
+}
+
+/* when the worker last went round its loop; NULL: it has not yet */
+Datum
+crate_sync_heartbeat(PG_FUNCTION_ARGS)
+{
+	LiveDatabase copy;
+
+	if (!live_look(&copy) || copy.pid == 0 || copy.last_turn_time == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_TIMESTAMPTZ(copy.last_turn_time);
 }

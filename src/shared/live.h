@@ -54,6 +54,7 @@ typedef struct LiveDatabase
 	TimestampTz last_send_time;
 	TimestampTz last_ack_time;
 	TimestampTz last_error_time;
+	TimestampTz last_turn_time; /* the worker went round its loop; about, to a second */
 	char		state[24];		/* ok, or a few words */
 	char		target_version[64];
 	char		last_error[512];

@@ -1215,6 +1215,9 @@ main_loop(MemoryContext turn_cxt)
 			}
 		}
 		leave_if_database_is_claimed();
+		if (live_db != NULL &&
+			TimestampDifferenceExceeds(live_db->last_turn_time, GetCurrentTimestamp(), 1000))
+			tell_time(&live_db->last_turn_time);
 		if (live_db != NULL && pg_atomic_exchange_u32(&live_db->let_go, 0) != 0)
 		{
 			/* DROP EXTENSION: out of its way until it is over */
