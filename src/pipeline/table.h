@@ -481,8 +481,8 @@ extern void state_hold_work(SyncTable *st);	/* forget batches, move chunks to th
 extern void state_forget_work(SyncTable *st);	/* and its chunks with it */
 extern void state_drop_all_work(void);	/* forget everything; it is read again */
 extern Oid	state_catalog_relid;
-/* one transaction: what was acknowledged; force: all states, and for sure */
-extern void state_ack(bool force);
+/* one transaction: what was acknowledged, and what has changed; sure: no crash undoes it */
+extern void state_ack(bool sure);
 extern bool state_ack_due(void);
 extern void state_changed(void);	/* the catalog may have */
 extern bool state_catalog_stale(void);

@@ -1612,7 +1612,7 @@ written(SyncTable *st)
 }
 
 void
-state_ack(bool force)
+state_ack(bool sure)
 {
 	dlist_iter	it;
 	MemoryContext oldcxt = CurrentMemoryContext;
@@ -1662,12 +1662,15 @@ state_ack(bool force)
 				st->last_ack = GetCurrentTimestamp();
 				st->dirty = true;
 			}
-			if (st->dirty || st->urgent || force)
+			if (st->dirty || st->urgent)
 				write_state(st);
 		}
+		/* a commit that has written nothing would flush nothing of those before */
+		if (sure)
+			(void) GetCurrentTransactionId();
 		SPI_finish();
 		PopActiveSnapshot();
-		if (force)
+		if (sure)
 			ForceSyncCommit();
 		CommitTransactionCommand();
 	}
