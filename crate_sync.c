@@ -1,14 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * crate_sync.c
- *		Module entry: settings, shared memory, the launcher.
+ *		Module entry: hooks, shared memory, the launcher; what the target may be.
  *
  *-------------------------------------------------------------------------
  */
 #include "base/base.h"
 
-#include <limits.h>
-
+#include "base/settings.h"
 #include "capture/capture.h"
 #include "capture/early.h"
 #include "shared/live.h"
@@ -23,41 +22,9 @@ PG_MODULE_MAGIC;
 
 PGDLLEXPORT void _PG_init(void);
 
-char	   *cs_target = NULL;
-char	   *cs_user = NULL;
-char	   *cs_password_file = NULL;
-char	   *cs_ssl_ca_file = NULL;
-char	   *cs_ssl_cert_file = NULL;
-char	   *cs_ssl_key_file = NULL;
-bool		cs_ssl_verify = true;
-int			cs_interval = 1000;
-bool		cs_sync_on_commit = true;
-int			cs_batch_rows = 5000;
-int			cs_batch_bytes = 8192;
-int			cs_connections = 2;
-int			cs_work_mem = 32768;
-int			cs_connect_timeout = 10000;
-int			cs_request_timeout = 60000;
-int			cs_max_retry_interval = 60000;
-int			cs_log_min_duration = -1;
-bool		cs_enabled = true;
-int			cs_max_lag = 300000;
-int			cs_max_queue_size = 10240;
-int			cs_queue_full_action = QUEUE_FULL_WARN;
-bool		cs_capture = true;
-bool		cs_debug_points = false;
-int			cs_debug_read_limit = 4000;
-bool		cs_preloaded = false;
-
 #if PG_VERSION_NUM >= 150000
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
 #endif
-
-static const struct config_enum_entry queue_full_actions[] = {
-	{"warn", QUEUE_FULL_WARN, false},
-	{"detach_and_resync", QUEUE_FULL_DETACH, false},
-	{NULL, 0, false}
-};
 
 static bool
 check_target(char **newval, void **extra, GucSource source)
@@ -83,76 +50,6 @@ check_target(char **newval, void **extra, GucSource source)
 }
 
 static void
-define_settings(void)
-{
-	DefineCustomStringVariable("crate_sync.target",
-							   "Where mirrored tables go: http://host:4200[,...], https://..., or sqlite:/path/file.db.",
-							   NULL, &cs_target, "", PGC_SUSET, 0,
-							   check_target, NULL, NULL);
-	DefineCustomStringVariable("crate_sync.user", "User at the target.", NULL,
-							   &cs_user, "", PGC_SIGHUP, 0, NULL, NULL, NULL);
-	DefineCustomStringVariable("crate_sync.password_file",
-							   "File that holds the user's password, readable by the server's owner only.", NULL,
-							   &cs_password_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
-	DefineCustomStringVariable("crate_sync.ssl_ca_file",
-							   "Certificates that the target's one must be signed by; empty: the system's.", NULL,
-							   &cs_ssl_ca_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
-	DefineCustomStringVariable("crate_sync.ssl_cert_file", "Client certificate for the target.", NULL,
-							   &cs_ssl_cert_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
-	DefineCustomStringVariable("crate_sync.ssl_key_file", "Key of the client certificate.", NULL,
-							   &cs_ssl_key_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
-	DefineCustomBoolVariable("crate_sync.ssl_verify",
-							 "Check the target's certificate and its name.", NULL,
-							 &cs_ssl_verify, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("crate_sync.interval",
-							"The longest a committed change waits for a drain.", NULL,
-							&cs_interval, 1000, 10, 3600000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
-	DefineCustomBoolVariable("crate_sync.sync_on_commit",
-							 "Drain at once after a commit; off: only at crate_sync.interval.", NULL,
-							 &cs_sync_on_commit, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("crate_sync.batch_rows", "Rows in a request, at most.", NULL,
-							&cs_batch_rows, 5000, 1, 100000, PGC_SIGHUP, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("crate_sync.batch_bytes", "Size of a request, about, beyond its first row.", NULL,
-							&cs_batch_bytes, 8192, 64, 65536, PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
-	DefineCustomIntVariable("crate_sync.connections", "Connections to the target, requests in flight.", NULL,
-							&cs_connections, 2, 1, 32, PGC_SIGHUP, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("crate_sync.work_mem", "Memory for rows on their way, beyond one row.", NULL,
-							&cs_work_mem, 32768, 16384, 2097152, PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
-	DefineCustomIntVariable("crate_sync.connect_timeout", "The longest a connection may take to be made.", NULL,
-							&cs_connect_timeout, 10000, 10, 3600000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
-	DefineCustomIntVariable("crate_sync.request_timeout", "The longest a request may take.", NULL,
-							&cs_request_timeout, 60000, 100, 3600000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
-	DefineCustomIntVariable("crate_sync.max_retry_interval", "The longest pause between two tries.", NULL,
-							&cs_max_retry_interval, 60000, 100, 3600000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
-	DefineCustomIntVariable("crate_sync.log_min_duration",
-							"Log requests that take this long; 0: all, -1: none.", NULL,
-							&cs_log_min_duration, -1, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
-	DefineCustomBoolVariable("crate_sync.enabled", "Push changes; off: they only queue.", NULL,
-							 &cs_enabled, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("crate_sync.max_lag", "The lag from which status is not ok; 0: never.", NULL,
-							&cs_max_lag, 300000, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
-	DefineCustomIntVariable("crate_sync.max_queue_size",
-							"The size of the queue on disk from which queue_full_action is taken.", NULL,
-							&cs_max_queue_size, 10240, 1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
-	DefineCustomEnumVariable("crate_sync.queue_full_action",
-							 "What is done when the queue is full: warn, or detach_and_resync.",
-							 "The latter has the table that fills it most stop queueing, and loads it anew when the target is back.",
-							 &cs_queue_full_action, QUEUE_FULL_WARN, queue_full_actions, PGC_SIGHUP, 0, NULL, NULL, NULL);
-	DefineCustomBoolVariable("crate_sync.capture",
-							 "Queue this session's changes; a superuser may skip that on purpose.",
-							 "What is changed while it is off does not reach the target.",
-							 &cs_capture, true, PGC_SUSET, 0, NULL, NULL, NULL);
-	DefineCustomBoolVariable("crate_sync.debug_points", "Let tests hold the worker between its steps.", NULL,
-							 &cs_debug_points, false, PGC_SIGHUP,
-							 GUC_NOT_IN_SAMPLE | GUC_NO_SHOW_ALL | GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
-	DefineCustomIntVariable("crate_sync.debug_read_limit",
-							"The time after which a read is cancelled; others follow it.", NULL,
-							&cs_debug_read_limit, 4000, 40, 60000, PGC_SIGHUP,
-							GUC_UNIT_MS | GUC_NOT_IN_SAMPLE | GUC_NO_SHOW_ALL | GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
-	MarkGUCPrefixReserved("crate_sync");
-}
-
-static void
 request_memory(void)
 {
 #if PG_VERSION_NUM >= 150000
@@ -166,7 +63,7 @@ void
 _PG_init(void)
 {
 	cs_preloaded = process_shared_preload_libraries_in_progress;
-	define_settings();
+	settings_define(check_target);
 	capture_init();
 	early_init();
 

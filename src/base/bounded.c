@@ -54,14 +54,12 @@
 #include <execinfo.h>
 #endif
 
-#include "access/relation.h"
 #include "base/bounded.h"
+#include "base/settings.h"
 #include "catalog/pg_type.h"
-#include "executor/spi.h"
 #include "nodes/parsenodes.h"
 #include "optimizer/planner.h"
 #include "pgstat.h"
-#include "pipeline/table.h"
 #include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -121,6 +119,7 @@ static Memory memory = {"crsync1"};
 static int	memory_fd = -1;
 
 static bool in_worker = false;
+static void (*tell_remedy) (Oid relid);
 static TimeoutId timer;
 static int	statm_fd = -1;
 static int	turn_ms = 0;		/* of this turn, in code of users */
@@ -160,49 +159,6 @@ section_ms(void)
 /* ---------------------------------------------------------------------
  * Whose code
  * ------------------------------------------------------------------- */
-
-/*
- * Whether users' code may run when rows are read.  Besides filters and key
- * input, that is what the planner evaluates once: functions of constants in
- * indexes, CHECK constraints and partition keys, of any partition.
- */
-void
-bounded_look_for_code(SyncTable *st)
-{
-	Oid			types[1] = {OIDOID};
-	Datum		values[1] = {ObjectIdGetDatum(st->relid)};
-	Relation	rel = relation_open(st->relid, AccessShareLock);
-
-	/* of generated columns that are computed when they are read, PostgreSQL allows its own functions */
-	st->rows_run_code = false;
-	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
-		st->rows_run_code |= TupleDescAttr(RelationGetDescr(rel), i)->attgenerated == 'v';
-	relation_close(rel, AccessShareLock);
-
-	SPI_connect();
-	SPI_execute_with_args("WITH RECURSIVE tree (oid) AS (SELECT $1 UNION ALL "
-						  "  SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid), "
-						  "code (classid, objid) AS ("
-						  "  SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, indexrelid FROM tree JOIN pg_catalog.pg_index ON indrelid = tree.oid "
-						  "    WHERE indexprs IS NOT NULL OR indpred IS NOT NULL "
-						  "  UNION ALL SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, partrelid FROM tree JOIN pg_catalog.pg_partitioned_table ON partrelid = tree.oid "
-						  "    WHERE partexprs IS NOT NULL "
-						  "  UNION ALL SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid FROM tree JOIN pg_catalog.pg_constraint c ON conrelid = tree.oid "
-						  "    WHERE contype = 'c') "
-						  "SELECT FROM code JOIN pg_catalog.pg_depend d ON d.classid = code.classid AND d.objid = code.objid "
-						  "WHERE d.refobjid >= 16384 AND d.refclassid IN ('pg_catalog.pg_proc'::pg_catalog.regclass, "
-						  "  'pg_catalog.pg_operator'::pg_catalog.regclass, 'pg_catalog.pg_type'::pg_catalog.regclass)",
-						  1, types, values, NULL, true, 1);
-	st->runs_code = SPI_processed > 0 || st->rows_run_code;
-	SPI_finish();
-}
-
-bool
-bounded_runs_code(const SyncTable *st)
-{
-	return st->runs_code || st->key_runs_code || st->spec.resync_filter != NULL ||
-		(st->def != NULL && st->def->row_filter != NULL);
-}
 
 /* ---------------------------------------------------------------------
  * What is remembered
@@ -370,7 +326,6 @@ bounded_retry_at(Oid relid)
 static void
 note_remedy(Oid relid)
 {
-	dlist_iter	it;
 	bool		any = false;
 
 	for (int i = 0; i < RECORDS; i++)
@@ -384,13 +339,10 @@ note_remedy(Oid relid)
 	}
 	if (!any)
 		return;
-	dlist_foreach(it, &sync_tables)
+	for (int i = 0; i < RECORDS; i++)
 	{
-		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
-		const Record *r = record_of(st->relid, false);
-
-		if (st->in_error && r != NULL && r->strikes > 0)
-			st->error_retry_at = bounded_retry_at(st->relid);
+		if (memory.records[i].strikes > 0)
+			tell_remedy(memory.records[i].relid);
 	}
 }
 
@@ -657,11 +609,12 @@ emit_log(ErrorData *edata)
 }
 
 bool
-bounded_init(void)
+bounded_init(void (*remedy) (Oid relid))
 {
 	Oid			blamed;
 
 	in_worker = true;
+	tell_remedy = remedy;
 	timer = RegisterTimeout(USER_TIMEOUT, time_is_over);
 	next_planner = planner_hook;
 	planner_hook = plan_without_workers;

@@ -11,17 +11,13 @@
 #include "base/base.h"
 #include "datatype/timestamp.h"
 
-struct SyncTable;
-
-/* may reading it run code of users'?  The first one looks at the catalog, in a transaction */
-extern void bounded_look_for_code(struct SyncTable *st);
-extern bool bounded_runs_code(const struct SyncTable *st);
-
 /*
  * At the worker's start.  True: the last one ended, and the server with it,
  * within such code, and the table whose it is has been blamed for it.
+ * remedy() is called when something was altered that may be a remedy, for each
+ * table that is left out, whose bounded_retry_at() may have become another.
  */
-extern bool bounded_init(void);
+extern bool bounded_init(void (*remedy) (Oid relid));
 
 /*
  * Between the two, a read of that relation is under way.  code: users' code

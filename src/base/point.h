@@ -18,6 +18,7 @@
 #define CRATE_SYNC_POINT_H
 
 #include "base/base.h"
+#include "base/settings.h"
 
 /* the first key of the advisory locks */
 #define CS_POINT_LOCKS 28531

@@ -6,8 +6,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef CRATE_SYNC_ELEVATE_H
-#define CRATE_SYNC_ELEVATE_H
+#ifndef CRATE_SYNC_SESSION_H
+#define CRATE_SYNC_SESSION_H
 
 #include "base/base.h"
 
@@ -35,4 +35,13 @@ extern void descend(const Elevation *e);
 extern void become_owner(Elevation *e, Oid owner);
 extern void be_oneself(const Elevation *e);
 
-#endif							/* CRATE_SYNC_ELEVATE_H */
+/* pins search_path and output settings; returns the level for AtEOXact_GUC */
+extern int	mirror_fixed_settings(void);
+
+/* the timeline this server writes */
+extern uint32 worker_timeline(void);
+
+/* nothing that is set for everybody is meant for our background processes */
+extern void worker_pin_settings(void);
+
+#endif							/* CRATE_SYNC_SESSION_H */

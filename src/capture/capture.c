@@ -22,6 +22,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "base/settings.h"
 #include "capture/capture.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_trigger.h"

@@ -21,6 +21,7 @@
  */
 #include "base/base.h"
 
+#include "base/settings.h"
 #include "capture/capture.h"
 #include "capture/early.h"
 #include "catalog/pg_trigger.h"

@@ -27,6 +27,9 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "base/session.h"
+#include "base/settings.h"
+#include "base/text.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "common/hashfn.h"

@@ -9,6 +9,7 @@
 
 #include "access/xact.h"
 #include "base/session.h"
+#include "base/settings.h"
 #include "capture/capture.h"
 #include "catalog/namespace.h"
 #include "commands/extension.h"

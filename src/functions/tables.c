@@ -20,6 +20,8 @@
 #include "access/xact.h"
 #include "base/point.h"
 #include "base/session.h"
+#include "base/settings.h"
+#include "base/xact.h"
 #include "capture/capture.h"
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
@@ -76,26 +78,6 @@ PG_FUNCTION_INFO_V1(crate_sync_before_drop);
 /* ms for which the worker waits for locks on a table that is never without a writer */
 #define ATTACH_PATIENCE_MS 100
 
-/* a statement of ours; SPI is connected; returns the rows processed */
-static uint64
-run(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls)
-{
-	int			rc = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
-
-	if (rc < 0)
-		elog(ERROR, "%s failed: %s", sql, SPI_result_code_string(rc));
-	return SPI_processed;
-}
-
-static void
-run_utility(const char *sql)
-{
-	int			rc = SPI_execute(sql, false, 0);
-
-	if (rc < 0)
-		elog(ERROR, "%s failed: %s", sql, SPI_result_code_string(rc));
-}
-
 /* the worker looks at the catalog again once this transaction has committed */
 static void
 tell_worker(void)
@@ -105,13 +87,6 @@ tell_worker(void)
 	if (OidIsValid(relid))
 		CacheInvalidateRelcacheByRelid(relid);
 	cs_wake_worker_at_commit();
-}
-
-static char *
-qualified_name(Oid relid)
-{
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-									  get_rel_name(relid));
 }
 
 static void
@@ -469,17 +444,17 @@ drop_triggers(Oid relid)
 	{
 		/* clones go with what they are clones of */
 		args[1] = ObjectIdGetDatum(lfirst_oid(lc));
-		run("SELECT tgrelid, tgname FROM pg_catalog.pg_trigger"
-			" WHERE tgfoid = $1 AND tgrelid = $2 AND tgparentid = 0", 2, types, args, NULL);
+		run_sql("SELECT tgrelid, tgname FROM pg_catalog.pg_trigger"
+				" WHERE tgfoid = $1 AND tgrelid = $2 AND tgparentid = 0", 2, types, args, NULL);
 		commands = drop_commands(commands, cxt, true);
 	}
 	foreach(lc, commands)
 		run_utility(lfirst(lc));
 
-	run("SELECT t.tgrelid, t.tgname FROM pg_catalog.pg_trigger t"
-		" WHERE t.tgfoid = $1 AND t.tgtype & 1 = 0"
-		" AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger r WHERE r.tgrelid = t.tgrelid"
-		" AND r.tgfoid = t.tgfoid AND r.tgtype & 1 = 1)", 1, types, args, NULL);
+	run_sql("SELECT t.tgrelid, t.tgname FROM pg_catalog.pg_trigger t"
+			" WHERE t.tgfoid = $1 AND t.tgtype & 1 = 0"
+			" AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger r WHERE r.tgrelid = t.tgrelid"
+			" AND r.tgfoid = t.tgfoid AND r.tgtype & 1 = 1)", 1, types, args, NULL);
 	commands = drop_commands(NIL, cxt, false);
 	foreach(lc, commands)
 		run_utility(lfirst(lc));
@@ -660,12 +635,12 @@ delete_mirror(const MirrorSpec *spec, bool drop_target)
 	Datum		values[] = {Int32GetDatum(spec->mirror_id), BoolGetDatum(drop_target)};
 
 	SPI_connect();
-	run("DELETE FROM crate_sync.failed WHERE mirror_id = $1", 1, types, values, NULL);
-	run("DELETE FROM crate_sync.difference WHERE mirror_id = $1", 1, types, values, NULL);
-	run("INSERT INTO crate_sync.removal (target_schema, target_table, drop_target)"
-		" SELECT target_schema, target_table, $2 FROM crate_sync.mirror WHERE mirror_id = $1",
-		2, types, values, NULL);
-	run("DELETE FROM crate_sync.mirror WHERE mirror_id = $1", 1, types, values, NULL);
+	run_sql("DELETE FROM crate_sync.failed WHERE mirror_id = $1", 1, types, values, NULL);
+	run_sql("DELETE FROM crate_sync.difference WHERE mirror_id = $1", 1, types, values, NULL);
+	run_sql("INSERT INTO crate_sync.removal (target_schema, target_table, drop_target)"
+			" SELECT target_schema, target_table, $2 FROM crate_sync.mirror WHERE mirror_id = $1",
+			2, types, values, NULL);
+	run_sql("DELETE FROM crate_sync.mirror WHERE mirror_id = $1", 1, types, values, NULL);
 	SPI_finish();
 	tell_worker();
 }
@@ -678,7 +653,7 @@ capture_anew(Oid relid)
 	Datum		values[] = {ObjectIdGetDatum(relid)};
 
 	SPI_connect();
-	if (run("DELETE FROM crate_sync.detached WHERE relid = $1", 1, types, values, NULL) > 0)
+	if (run_sql("DELETE FROM crate_sync.detached WHERE relid = $1", 1, types, values, NULL) > 0)
 		detach_forget(relid);
 	SPI_finish();
 }
@@ -725,13 +700,13 @@ insert_mirror(const MirrorTable *table, const MirrorSpec *spec, bool copy_data)
 
 	SPI_connect();
 	/* a row of mirror that came by a dump has none of mirror_state */
-	done = run("WITH m AS (INSERT INTO crate_sync.mirror (relid, target_schema, target_table, key_columns,"
-			   " columns, row_filter, soft_delete_column, options, resync_no, resync_mode,"
-			   " source_schema, source_name, source_owner, follow)"
-			   " VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, '{}'), 1, $9, $10, $11, $12, $13)"
-			   " ON CONFLICT DO NOTHING RETURNING mirror_id)"
-			   " INSERT INTO crate_sync.mirror_state (mirror_id, relid) SELECT mirror_id, $1 FROM m",
-			   13, types, values, nulls) == 1;
+	done = run_sql("WITH m AS (INSERT INTO crate_sync.mirror (relid, target_schema, target_table, key_columns,"
+				   " columns, row_filter, soft_delete_column, options, resync_no, resync_mode,"
+				   " source_schema, source_name, source_owner, follow)"
+				   " VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, '{}'), 1, $9, $10, $11, $12, $13)"
+				   " ON CONFLICT DO NOTHING RETURNING mirror_id)"
+				   " INSERT INTO crate_sync.mirror_state (mirror_id, relid) SELECT mirror_id, $1 FROM m",
+				   13, types, values, nulls) == 1;
 	SPI_finish();
 	return done;
 }
@@ -884,10 +859,10 @@ tables_of_schemas(Datum schemas)
 
 	elevate(&e);
 	SPI_connect();
-	run("SELECT c.oid FROM pg_catalog.pg_class c"
-		" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-		" WHERE n.nspname = ANY ($1) AND c.relkind IN ('r', 'p') AND NOT c.relispartition"
-		" ORDER BY n.nspname, c.relname", 1, types, &schemas, NULL);
+	run_sql("SELECT c.oid FROM pg_catalog.pg_class c"
+			" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+			" WHERE n.nspname = ANY ($1) AND c.relkind IN ('r', 'p') AND NOT c.relispartition"
+			" ORDER BY n.nspname, c.relname", 1, types, &schemas, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool		isnull;
@@ -1117,10 +1092,10 @@ attach_follow(MirrorSpec *spec, Oid relid, bool wait)
 	values[2] = ObjectIdGetDatum(relid);
 	values[3] = ObjectIdGetDatum(table->owner);
 	SPI_connect();
-	if (run("UPDATE crate_sync.mirror SET relid = $3, source_owner = $4, resync_no = resync_no + 1,"
-			" resync_mode = 'full', resync_filter = NULL WHERE mirror_id = $1 AND relid = $2",
-			4, types, values, NULL) != 1)
-	{
+	if (run_sql("UPDATE crate_sync.mirror SET relid = $3, source_owner = $4, resync_no = resync_no + 1,"
+				" resync_mode = 'full', resync_filter = NULL WHERE mirror_id = $1 AND relid = $2",
+				4, types, values, NULL) != 1)
+		{
 		SPI_finish();
 		relation_close(rel, NoLock);
 		return not_to_be_had(spec, wait);
@@ -1253,8 +1228,8 @@ crate_sync_keep_table(PG_FUNCTION_ARGS)
 
 	elevate(&e);
 	SPI_connect();
-	run("UPDATE crate_sync.mirror SET source_schema = $2, source_name = $3, source_owner = $4"
-		" WHERE mirror_id = $1", 4, types, values, NULL);
+	run_sql("UPDATE crate_sync.mirror SET source_schema = $2, source_name = $3, source_owner = $4"
+			" WHERE mirror_id = $1", 4, types, values, NULL);
 	SPI_finish();
 	tell_worker();
 	descend(&e);
@@ -1382,7 +1357,7 @@ update_mirrors(List *specs, const char *sql, Oid type2, Datum value2, const char
 	foreach(lc, specs)
 	{
 		values[0] = Int32GetDatum(((MirrorSpec *) lfirst(lc))->mirror_id);
-		n += run(sql, 3, types, values, nulls);
+		n += run_sql(sql, 3, types, values, nulls);
 	}
 	SPI_finish();
 	if (n > 0)
@@ -1510,9 +1485,9 @@ failed_specs(FunctionCallInfo fcinfo)
 	values[0] = PG_GETARG_DATUM(1);
 	elevate(&e);
 	SPI_connect();
-	run("SELECT m.relid FROM crate_sync.failed f"
-		" JOIN crate_sync.mirror m ON m.mirror_id = f.mirror_id WHERE f.failed_id = $1",
-		1, types, values, NULL);
+	run_sql("SELECT m.relid FROM crate_sync.failed f"
+			" JOIN crate_sync.mirror m ON m.mirror_id = f.mirror_id WHERE f.failed_id = $1",
+			1, types, values, NULL);
 	if (SPI_processed > 0)
 	{
 		bool		isnull;
@@ -1601,9 +1576,9 @@ crate_sync_discard_failed(PG_FUNCTION_ARGS)
 	foreach(lc, specs)
 	{
 		values[0] = Int32GetDatum(((MirrorSpec *) lfirst(lc))->mirror_id);
-		n += run("DELETE FROM crate_sync.failed"
-				 " WHERE mirror_id = $1 AND ($2 IS NULL OR failed_id = $2)",
-				 2, types, values, nulls);
+		n += run_sql("DELETE FROM crate_sync.failed"
+					 " WHERE mirror_id = $1 AND ($2 IS NULL OR failed_id = $2)",
+					 2, types, values, nulls);
 	}
 	SPI_finish();
 	if (n > 0)

@@ -12,6 +12,7 @@
 #include "access/transam.h"
 #include "base/bounded.h"
 #include "base/session.h"
+#include "base/text.h"
 #include "catalog/dependency.h"
 #include "catalog/heap.h"
 #include "catalog/namespace.h"
@@ -61,32 +62,6 @@ typedef struct MirrorOptions
 	int			refresh_interval;	/* ms, -1: not given */
 	char	   *column_policy;
 } MirrorOptions;
-
-/*
- * Settings under which a stored expression is written and read back, so that
- * it means the same to whoever does; and catalog queries see only the
- * catalog.  Undone by AtEOXact_GUC(true, level) or the transaction's abort.
- */
-int
-mirror_fixed_settings(void)
-{
-	static const char *const fixed[][2] = {
-		{"search_path", "pg_catalog, pg_temp"},
-		{"DateStyle", "ISO, YMD"},
-		{"IntervalStyle", "postgres"},
-		{"TimeZone", "UTC"},
-		{"extra_float_digits", "3"},
-		{"bytea_output", "hex"},
-		{"transform_null_equals", "off"},
-		{"standard_conforming_strings", "on"},
-	};
-	int			level = NewGUCNestLevel();
-
-	for (int i = 0; i < lengthof(fixed); i++)
-		(void) set_config_option(fixed[i][0], fixed[i][1], PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	return level;
-}
 
 /* the relation's name as one would type it, for messages and hints; palloc'd */
 static char *

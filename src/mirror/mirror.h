@@ -120,7 +120,4 @@ extern List *mirror_relids(void);
 /* the elements of a name[], as List of char *; NULLs are an error */
 extern List *mirror_name_list(ArrayType *array);
 
-/* pins search_path and output settings; returns the level for AtEOXact_GUC */
-extern int	mirror_fixed_settings(void);
-
 #endif							/* CRATE_SYNC_MIRROR_H */

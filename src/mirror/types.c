@@ -18,6 +18,7 @@
 
 #include "access/transam.h"
 #include "access/tupmacs.h"
+#include "base/text.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
@@ -111,111 +112,8 @@ static const struct
 };
 
 /* ---------------------------------------------------------------------------
- * JSON strings
+ * JSON
  * ------------------------------------------------------------------------ */
-
-#define ONES			UINT64CONST(0x0101010101010101)
-#define HIGHS			UINT64CONST(0x8080808080808080)
-#define HAS_ZERO(w)		(((w) - ONES) & ~(w) & HIGHS)
-
-/* may report a byte that follows a special one; never misses one */
-static inline bool
-word_has_special(uint64 w)
-{
-	return ((((w) - ONES * 0x20) & ~(w) & HIGHS) |
-			HAS_ZERO(w ^ (ONES * '"')) |
-			HAS_ZERO(w ^ (ONES * '\\'))) != 0;
-}
-
-static inline bool
-byte_is_special(unsigned char c)
-{
-	return c < 0x20 || c == '"' || c == '\\';
-}
-
-/*
- * Appends UTF-8 text as a JSON string with its quotes.  Runs of bytes that
- * need no escape are copied at once.
- */
-void
-types_json_utf8(StringInfo buf, const char *text, int len)
-{
-	const char *p = text;
-	const char *end = text + len;
-
-	enlargeStringInfo(buf, len + 3);
-	appendStringInfoCharMacro(buf, '"');
-	for (;;)
-	{
-		const char *run = p;
-
-		while (end - p >= 8)
-		{
-			uint64		w;
-
-			memcpy(&w, p, 8);
-			if (word_has_special(w))
-				break;
-			p += 8;
-		}
-		while (p < end && !byte_is_special((unsigned char) *p))
-			p++;
-		if (p > run)
-			appendBinaryStringInfo(buf, run, p - run);
-		if (p >= end)
-			break;
-		switch (*p)
-		{
-			case '"':
-				appendBinaryStringInfo(buf, "\\\"", 2);
-				break;
-			case '\\':
-				appendBinaryStringInfo(buf, "\\\\", 2);
-				break;
-			case '\n':
-				appendBinaryStringInfo(buf, "\\n", 2);
-				break;
-			case '\r':
-				appendBinaryStringInfo(buf, "\\r", 2);
-				break;
-			case '\t':
-				appendBinaryStringInfo(buf, "\\t", 2);
-				break;
-			default:
-				{
-					static const char hex[] = "0123456789abcdef";
-					unsigned char c = (unsigned char) *p;
-					char		esc[6] = {'\\', 'u', '0', '0', hex[c >> 4], hex[c & 15]};
-
-					appendBinaryStringInfo(buf, esc, 6);
-				}
-		}
-		p++;
-	}
-	appendStringInfoCharMacro(buf, '"');
-}
-
-/*
- * Appends text in the database's encoding as a JSON string.  Errors: text
- * that is no valid UTF-8 in a database of SQL_ASCII.
- */
-void
-types_json_string(StringInfo buf, const char *text, int len)
-{
-	if (GetDatabaseEncoding() != PG_UTF8)
-	{
-		char	   *utf8 = pg_server_to_any(text, len, PG_UTF8);
-
-		/* the very same pointer: needed no conversion, need not end in NUL */
-		if (utf8 != text)
-		{
-			types_json_utf8(buf, utf8, strlen(utf8));
-			pfree(utf8);
-			return;
-		}
-	}
-	types_json_utf8(buf, text, len);
-}
 
 /* appends JSON text in the database's encoding as it is */
 static void
@@ -290,40 +188,6 @@ encode_oid(StringInfo buf, Datum value, CellEncoder *enc)
 	append_int64(buf, DatumGetObjectId(value));
 }
 
-/*
- * Shortest digits that read back as the same number.  Integers get a ".0": a
- * JSON integer is another type to the target, and -0 would lose its sign.
- */
-static inline void
-append_float_digits(StringInfo buf, char *digits, int len)
-{
-	bool		integer = true;
-
-	for (int i = 0; i < len && integer; i++)
-		integer = digits[i] != '.' && digits[i] != 'e';
-	appendBinaryStringInfo(buf, digits, len);
-	if (integer)
-		appendBinaryStringInfo(buf, ".0", 2);
-}
-
-void
-types_json_float8(StringInfo buf, double v)
-{
-	char		tmp[DOUBLE_SHORTEST_DECIMAL_LEN];
-
-	if (unlikely(isnan(v)))
-	{
-		appendBinaryStringInfo(buf, "\"NaN\"", 5);
-		return;
-	}
-	if (unlikely(isinf(v)))
-	{
-		appendStringInfoString(buf, v > 0 ? "\"Infinity\"" : "\"-Infinity\"");
-		return;
-	}
-	append_float_digits(buf, tmp, double_to_shortest_decimal_bufn(v, tmp));
-}
-
 static void
 encode_float8(StringInfo buf, Datum value, CellEncoder *enc)
 {
@@ -352,7 +216,7 @@ encode_float4(StringInfo buf, Datum value, CellEncoder *enc)
 	if (memchr(tmp, 'e', len))
 		types_json_float8(buf, strtod(tmp, NULL));
 	else
-		append_float_digits(buf, tmp, len);
+		json_float_digits(buf, tmp, len);
 }
 
 static void

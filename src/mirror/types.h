@@ -51,15 +51,4 @@ extern void types_map(const char *colname, Oid typid, int32 typmod, bool as_key,
  */
 extern void types_encoder(Oid typid, int32 typmod, const TypeMapping *map, CellEncoder *enc);
 
-/*
- * Appends text as a JSON string with its quotes; text need not end in NUL.
- * types_json_string: text is in the database's encoding; types_json_utf8: it
- * is UTF-8 already.
- */
-extern void types_json_string(StringInfo buf, const char *text, int len);
-extern void types_json_utf8(StringInfo buf, const char *text, int len);
-
-/* a double as encoders write it: 1.0, 1e+300, "NaN" */
-extern void types_json_float8(StringInfo buf, double v);
-
 #endif							/* CRATE_SYNC_TYPES_H */

@@ -10,6 +10,7 @@
 #include "access/xact.h"
 #include "base/bounded.h"
 #include "base/point.h"
+#include "base/settings.h"
 #include "catalog/pg_class.h"
 #include "pipeline/table.h"
 #include "utils/snapmgr.h"

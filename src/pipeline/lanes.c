@@ -17,6 +17,8 @@
 #include "base/base.h"
 
 #include "base/point.h"
+#include "base/settings.h"
+#include "base/text.h"
 #include "endpoint/claim.h"
 #include "pipeline/keymap.h"
 #include "pipeline/table.h"

@@ -25,11 +25,13 @@
 #include "base/bounded.h"
 #include "base/point.h"
 #include "base/session.h"
+#include "base/text.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "mb/pg_wchar.h"
+#include "pipeline/code.h"
 #include "pipeline/keymap.h"
 #include "pipeline/plans.h"
 #include "pipeline/table.h"
@@ -749,7 +751,7 @@ note_outcome(SyncTable *st, ErrorData *error, bool progress)
 		/* whatever it made of it */
 		error->sqlerrcode = ERRCODE_QUERY_CANCELED;
 		error->message = psprintf("cancelled after %.3g s", bounded_ms() / 1000.0);
-		error->hint = bounded_runs_code(st) ? bounded_hint(st->def->schemaname, st->def->relname) : NULL;
+		error->hint = code_runs(st) ? bounded_hint(st->def->schemaname, st->def->relname) : NULL;
 	}
 	if (error == NULL)
 		st->read_retry_at = 0;	/* the relation is locked no more */
@@ -826,7 +828,7 @@ read_transaction(SyncTable *st, Oid leaf, RowReceiver *r, ReadFunc func, void *a
 		become_owner(&e, st->def->owner);
 		lane_begin_read(r->pass);
 		cs_point("in read");
-		bounded_begin(st->relid, bounded_runs_code(st), r->alone);
+		bounded_begin(st->relid, code_runs(st), r->alone);
 		func(st, r, arg);
 		bounded_end();
 		be_oneself(&e);
@@ -956,12 +958,12 @@ read_timed_out(SyncTable *st, ErrorData *error, bool rows)
 {
 	if (rows ? st->rows_timed_out >= ROWS_TIMED_OUT : st->read_timeouts >= READ_TIMEOUTS)
 	{
-		if (bounded_runs_code(st))
+		if (code_runs(st))
 			bounded_blame(st->relid);
 		read_trouble(st, error);
 		return true;
 	}
-	if (!bounded_runs_code(st)) /* the machine, or somebody who cancelled it */
+	if (!code_runs(st)) /* the machine, or somebody who cancelled it */
 		st->read_retry_at = backoff(st->read_timeouts + 2);
 	table_warning(st, unpack_sql_state(error->sqlerrcode),
 				  psprintf("reading %s: %s", st->def->relname, error->message), error->hint);
@@ -998,7 +1000,7 @@ pace_keys(SyncTable *st, int asked)
 	int			good = bounded_limit() / 8;
 
 	/* where code of users takes its time, so many that the others do not wait */
-	if (ms > good && bounded_runs_code(st))
+	if (ms > good && code_runs(st))
 		st->read_limit = Max(1, (int) ((int64) asked * good / ms));
 	else if (st->read_limit > 0)
 		st->read_limit = st->read_limit < READ_KEYS / 2 ? st->read_limit * 2 : 0;
@@ -1343,7 +1345,7 @@ read_piece(SyncTable *st, RowReceiver *r, MemoryContext keys_cxt, int64 wanted,
 			double		per_block = Max(1.0, (double) r->n / blocks);
 
 			st->feed_blocks = (int) Max(1.0, Min(wanted / per_block, range.blocks * 4.0));
-			if (bounded_ms() > bounded_limit() / 8 && bounded_runs_code(st))
+			if (bounded_ms() > bounded_limit() / 8 && code_runs(st))
 				st->feed_blocks = Max(1, Min(st->feed_blocks, (int) blocks / 2));
 		}
 	}

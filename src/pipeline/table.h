@@ -11,6 +11,7 @@
 
 #include "base/base.h"
 #include "access/xact.h"
+#include "base/xact.h"
 #include "executor/spi.h"
 #include "lib/ilist.h"
 #include "mirror/mirror.h"
@@ -19,13 +20,6 @@
 #include "queue/queue.h"
 #include "target/target.h"
 #include "utils/timestamp.h"
-
-/*
- * The worker's transactions begin when they do, and not when its process did:
- * in a background worker nobody else sets that clock.
- */
-#define StartTransactionCommand() \
-	(SetCurrentStatementStartTimestamp(), StartTransactionCommand())
 
 typedef struct SyncTable SyncTable;
 typedef struct KeySet KeySet;
@@ -314,13 +308,11 @@ extern void table_warning(SyncTable *st, const char *code, const char *message,
 						  const char *hint);
 extern void target_trouble(TargetOutcome outcome, const char *code, const char *message);
 extern void table_goes_on(SyncTable *st);
-extern TimestampTz backoff(int attempts);
 extern bool worker_has_room(const SyncTable *st);
 extern bool worker_may_feed(SyncTable *st);
 extern void live_note_ack(void);
 extern void worker_tell_state(const char *state, const char *error, const char *hint);
 extern void worker_feed_soon(void);
-extern ErrorData *worker_catch(MemoryContext cxt);
 
 /* ---- setup.c ---- */
 extern bool prepare_table(SyncTable *st);

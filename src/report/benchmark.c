@@ -18,6 +18,8 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "base/session.h"
+#include "base/settings.h"
+#include "base/text.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"

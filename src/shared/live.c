@@ -11,6 +11,7 @@
  */
 #include "base/base.h"
 
+#include "base/settings.h"
 #include "shared/live.h"
 #include "shared/wake.h"
 #include "storage/latch.h"

@@ -40,12 +40,6 @@ extern char *cs_target_in_use(void);
  */
 extern void cs_worker_let_go(void);
 
-/* the timeline this server writes */
-extern uint32 worker_timeline(void);
-
-/* nothing that is set for everybody is meant for our background processes */
-extern void worker_pin_settings(void);
-
 /* to be called by whoever waits in the worker, every 200 ms or so */
 extern void worker_idle(void);
 

@@ -18,6 +18,8 @@
 #include <math.h>
 #include <sqlite3.h>
 
+#include "base/settings.h"
+#include "base/text.h"
 #include "mb/pg_wchar.h"
 #include "portability/instr_time.h"
 #include "postmaster/interrupt.h"

@@ -274,12 +274,7 @@ extern const TargetOps target_sqlite_ops;
  */
 extern const TargetOps *target_ops_for(const char *conf, char **errmsg);
 extern void target_request_reset(TargetRequest *req);
-
-/* common.c: helpers of both implementations */
-extern char *target_quote_ident(const char *name);	/* "na""me" */
 extern void target_result_error(TargetResult *res, TargetOutcome outcome,
 								const char *code, const char *fmt,...) pg_attribute_printf(4, 5);
-/* untrusted text made safe for a message: bounded, one line, valid encoding; palloc'd */
-extern char *target_clean_text(const char *text, int len);
 
 #endif							/* CRATE_SYNC_TARGET_H */

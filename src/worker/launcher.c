@@ -19,6 +19,8 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "base/bounded.h"
+#include "base/session.h"
+#include "base/settings.h"
 #include "catalog/pg_database.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"

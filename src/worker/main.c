@@ -18,6 +18,9 @@
 #include "access/xlog.h"
 #include "base/bounded.h"
 #include "base/point.h"
+#include "base/session.h"
+#include "base/settings.h"
+#include "base/text.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
@@ -26,6 +29,7 @@
 #include "mb/pg_wchar.h"
 #include "mirror/mirror.h"
 #include "pgstat.h"
+#include "pipeline/code.h"
 #include "pipeline/table.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -42,13 +46,6 @@
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "worker/overflow.h"
-
-#if PG_VERSION_NUM >= 150000
-#include "common/pg_prng.h"
-#define random_fraction() pg_prng_double(&pg_global_prng_state)
-#else
-#define random_fraction() ((double) random() / ((double) MAX_RANDOM_VALUE + 1))
-#endif
 
 /* deaths in a row without anything pushed, after which it stays down */
 #define UNCLEAN_STARTS_LIMIT 10
@@ -147,19 +144,6 @@ tell_target(void)
 	LWLockRelease(&live->lock);
 }
 
-TimestampTz
-backoff(int attempts)
-{
-	double		ms = 100.0;
-
-	/* doubling, from 100 ms; jittered so that many do not come back at once */
-	for (int i = 1; i < attempts && ms < cs_max_retry_interval; i++)
-		ms *= 2;
-	ms = Min(ms, (double) cs_max_retry_interval);
-	ms *= 0.75 + 0.5 * random_fraction();
-	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) ms);
-}
-
 /* the queue is to be looked at in the next turn, woken or not */
 void
 worker_feed_soon(void)
@@ -191,7 +175,7 @@ worker_may_feed(SyncTable *st)
 		return false;
 	if (!worker_has_room(st))
 		return false;
-	if (bounded_retry_at(st->relid) != 0 || (bounded_runs_code(st) && !bounded_turn_has_time()))
+	if (bounded_retry_at(st->relid) != 0 || (code_runs(st) && !bounded_turn_has_time()))
 		return false;			/* it has had its share */
 	if (st->read_retry_at != 0 && GetCurrentTimestamp() < st->read_retry_at)
 		return false;
@@ -331,6 +315,21 @@ table_recovered(SyncTable *st)
 	st->dirty = true;
 }
 
+/* what may have been the remedy for the code that it runs was done */
+static void
+try_again(Oid relid)
+{
+	dlist_iter	it;
+
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		if (st->relid == relid && st->in_error)
+			st->error_retry_at = bounded_retry_at(relid);
+	}
+}
+
 /* ---------------------------------------------------------------------
  * Ends and beginnings
  * ------------------------------------------------------------------- */
@@ -413,64 +412,6 @@ worker_idle(void)
 {
 	if (MyBackendType == B_BG_WORKER && live_db != NULL && !IsTransactionState())
 		leave_if_database_is_claimed();
-}
-
-/*
- * What is set for all roles, for the database or for the server is not meant for
- * us: not the output of values, nor limits, nor how transactions begin.
- */
-void
-worker_pin_settings(void)
-{
-	static const char *const settings[][2] = {
-		{"role", "none"},
-		{"search_path", "pg_catalog, pg_temp"},
-		{"timezone", "UTC"},
-		{"datestyle", "ISO, YMD"},
-		{"intervalstyle", "postgres"},
-		{"extra_float_digits", "1"},
-		{"bytea_output", "hex"},
-		{"xmloption", "content"},
-		{"lc_monetary", "C"},
-		{"row_security", "off"},
-		{"statement_timeout", "0"},
-		{"lock_timeout", "500"},
-		{"idle_in_transaction_session_timeout", "0"},
-		{"default_transaction_isolation", "read committed"},
-		{"default_transaction_read_only", "off"},
-		{"default_transaction_deferrable", "off"},
-		{"session_replication_role", "origin"},
-		{"synchronous_commit", "off"},
-		{"enable_seqscan", "off"},
-		{"enable_hashjoin", "off"},
-		{"enable_mergejoin", "off"},
-		{"enable_material", "off"},
-		{"max_parallel_workers_per_gather", "0"},
-		{"temp_file_limit", "1GB"},
-		{"jit", "off"},
-		/* filters are read as they were when they were given */
-		{"standard_conforming_strings", "on"},
-		{"backslash_quote", "safe_encoding"},
-		{"array_nulls", "on"},
-		{"transform_null_equals", "off"},
-#if PG_VERSION_NUM >= 170000
-		{"transaction_timeout", "0"},
-#endif
-		{"application_name", "crate_sync"},
-	};
-
-	for (int i = 0; i < lengthof(settings); i++)
-		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
-}
-
-TimeLineID
-worker_timeline(void)
-{
-#if PG_VERSION_NUM >= 150000
-	return GetWALInsertionTimeLine();
-#else
-	return ThisTimeLineID;
-#endif
 }
 
 /*
@@ -934,20 +875,6 @@ serve_refreshes(void)
  * The loop
  * ------------------------------------------------------------------- */
 
-/* in PG_CATCH: ends the transaction; returns the error, in cxt */
-ErrorData *
-worker_catch(MemoryContext cxt)
-{
-	ErrorData  *error;
-
-	MemoryContextSwitchTo(cxt);
-	error = CopyErrorData();
-	FlushErrorState();
-	bounded_end();
-	AbortCurrentTransaction();
-	return error;
-}
-
 /* how long nothing has to be done, in ms */
 static long
 time_to_wait(void)
@@ -1289,7 +1216,7 @@ crate_sync_worker_main(Datum arg)
 	SetConfigOption("client_encoding", "UTF8", PGC_USERSET, PGC_S_SESSION);
 	CommitTransactionCommand();
 	wait_for_catalog();
-	table_blamed = bounded_init();
+	table_blamed = bounded_init(try_again);
 	begin_work();
 	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
 	live_db->wanted = LIVE_WANTED;

@@ -17,6 +17,7 @@
 #include "access/xact.h"
 #include "base/bounded.h"
 #include "base/point.h"
+#include "base/settings.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
@@ -24,6 +25,7 @@
 #include "executor/spi.h"
 #include "functions/tables.h"
 #include "jobs/verify.h"
+#include "pipeline/code.h"
 #include "pipeline/plans.h"
 #include "pipeline/table.h"
 #include "shared/live.h"
@@ -872,7 +874,7 @@ look_at_table(SyncTable *st, bool as_it_is, Shape *shape, List **key_columns)
 			st->feed_leaves = list_copy(leaves);
 			take_spec(st, spec);
 			MemoryContextSwitchTo(oldcxt);
-			bounded_look_for_code(st);
+			code_look(st);
 			/* who is not captured has no shape that could be relied on later */
 			if ((shape->captured >= (as_it_is ? CAPTURED_PARTLY : CAPTURED_WHOLLY) &&
 				 take_shape(st, shape)) ||

@@ -13,6 +13,8 @@
 #include "access/relation.h"
 #include "access/xact.h"
 #include "base/point.h"
+#include "base/settings.h"
+#include "base/text.h"
 #include "catalog/pg_type.h"
 #include "endpoint/claim.h"
 #include "executor/spi.h"

@@ -13,6 +13,7 @@
 
 #include <math.h>
 
+#include "base/settings.h"
 #include "fuzz.h"
 #include "target/rowset.h"
 #include "target/target.h"

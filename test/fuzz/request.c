@@ -11,6 +11,8 @@
  */
 #include "base/base.h"
 
+#include "base/settings.h"
+#include "base/text.h"
 #include "fuzz.h"
 #include "mb/pg_wchar.h"
 #include "mirror/types.h"

@@ -10,6 +10,7 @@
  */
 #include "base/base.h"
 
+#include "base/text.h"
 #include "catalog/pg_type.h"
 #include "fuzz.h"
 #include "mb/pg_wchar.h"

@@ -7,6 +7,7 @@
  */
 #include "target/crate/crate.h"
 
+#include "base/text.h"
 #include "mb/pg_wchar.h"
 #include "mirror/types.h"
 

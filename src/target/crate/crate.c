@@ -13,6 +13,8 @@
  */
 #include "target/crate/crate.h"
 
+#include "base/settings.h"
+#include "base/text.h"
 #include "mb/pg_wchar.h"
 #include "mirror/types.h"
 #include "nodes/pg_list.h"

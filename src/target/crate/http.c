@@ -22,6 +22,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/settings.h"
 #include "portability/instr_time.h"
 #include "storage/latch.h"
 #include "target/crate/http.h"

@@ -8,6 +8,7 @@
 #include "target/crate/crate.h"
 
 #include "common/hashfn.h"
+#include "base/text.h"
 #include "mirror/types.h"
 
 #define MAX_LOOKUP_KEYS		1000	/* far more in one IN silently find nothing */
