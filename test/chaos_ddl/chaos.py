@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(HERE), "lib"))
 import compare                                          # noqa: E402
 import proxy                                            # noqa: E402
 from calls import Calls, follow, remedies               # noqa: E402
-from check import Checker, Memory                       # noqa: E402
+from check import Checker, Memory, Watch                # noqa: E402
 from churn import Churn                                 # noqa: E402
 from copies import Copies                               # noqa: E402
 from faults import Faults, groups                       # noqa: E402
@@ -36,7 +36,7 @@ from writers import FILTER_SAFE, Rows, TABLES, Writer   # noqa: E402
 
 QUIET_LIMIT = 120           # seconds in the end without anything arriving, after which it counts as stuck
 
-FAMILIES = ((Rows, "rows"), (Tree, "tree1"), (Tree, "tree2", True), (Pair, "pair1"), (Pair, "pair2"), (Schemas, "live"), (Churn, "churn"),
+FAMILIES = ((Rows, "rows"), (Tree, "tree1"), (Tree, "tree2", True), (Pair, "pair1"), (Pair, "pair2"), (Pair, "pair3"), (Schemas, "live"), (Churn, "churn"),
             (Columns, "cols"), (Types, "types"), (Keys, "keys"), (Filters, "filters"), (Endless, "endless"), (Copies, "copies"), (Calls, "calls"), (Locks, "locks"))
 NOT_BY_ITSELF = ("endless",)    # has to be asked for by --with
 
@@ -54,6 +54,7 @@ class Run:
         self.world = World(self.env, options.seed)
         self.checker = Checker(self.world, self.env)
         self.memory = Memory(self.env)
+        self.watch = Watch(self.env, self.world)
         self.writers = []
         self.actors = []
         self.undo = []              # heap of (time, number, name, function, tries)
@@ -106,7 +107,7 @@ class Run:
             # one that stays prepared until the end; it keeps its locks through every crash
             env.sql("BEGIN; INSERT INTO t_text SELECT 'prepared', 'p', i, 'from a prepared transaction', 1 "
                     "FROM generate_series(1, 100) i; PREPARE TRANSACTION 'open_all_the_time'")
-        for t in self.writers + self.actors + [self.memory]:
+        for t in self.writers + self.actors + [self.memory, self.watch]:
             t.start()
         env.say("all is made: %s" % ", ".join(f.name for f in self.world.families))
 
@@ -240,7 +241,7 @@ class Run:
         for oid in sorted(self.faults_now.resync_due):
             self.faults_now.ask_resync(oid)
         # what a call may have left: paused by one whose session was lost
-        env.sql("SELECT crate_sync.start(); SELECT crate_sync.resume()")
+        self.patiently("SELECT crate_sync.start(); SELECT crate_sync.resume()")
         env.say("all is quiet: %d transactions, %d sessions lost" % (
             sum(w.done for w in self.writers), sum(w.lost for w in self.writers)))
         self.settle()
@@ -256,7 +257,7 @@ class Run:
             for f in self.world.families:
                 if hasattr(f, "mend"):
                     f.mend(s)
-            env.sql("SELECT crate_sync.retry_failed()")
+            self.patiently("SELECT crate_sync.retry_failed()")
             self.settle()
         s.close()
         left = int(env.sql("SELECT count(*) FROM crate_sync.failed_rows"))
@@ -264,6 +265,16 @@ class Run:
             env.say("still parked: " + env.sql("SELECT string_agg(concat_ws(' ', relname, key, action, error_message), '; ') "
                                                "FROM (SELECT * FROM crate_sync.failed_rows LIMIT 5) AS f"))
         return parked, left
+
+    def patiently(self, statement):
+        """Somebody's transaction may still be open."""
+        for left in range(20, -1, -1):
+            try:
+                return self.env.sql(statement)
+            except Failed:
+                if not left:
+                    raise
+                time.sleep(0.5)
 
     def settle(self):
         env = self.env
@@ -285,10 +296,13 @@ class Run:
                     last, until = arrived, time.time() + QUIET_LIMIT
                 if env.sql("SELECT crate_sync.wait_for_sync(timeout => '10s')", timeout=60) == "t":
                     break
-                # false at once where rows are parked or tables stopped: then all the rest has to have arrived
-                if env.sql("SELECT bool_and(state IN ('ready', 'error') AND (queued_keys = 0 OR state = 'error')) FROM crate_sync.tables") == "t":
-                    if env.sql("SELECT bool_or(state = 'error') FROM crate_sync.tables") != "t" or time.time() > until - QUIET_LIMIT + 10:
-                        break
+                # false at once where rows are parked or somebody has to say what is to be: then all the rest has to have arrived
+                rest = env.sql("SELECT coalesce(bool_and(state <> ALL ('{new,loading,sweeping,verifying,paused}')), true), "
+                               "coalesce(bool_and(queued_keys = 0 OR state = ANY ('{error,dropped}')), true), "
+                               "coalesce(bool_or(state = ANY ('{error,incomplete,detached}')), false) FROM crate_sync.tables")
+                # an error may be over in a moment
+                if rest == "t|t|f" or (rest == "t|t|t" and time.time() > until - QUIET_LIMIT + 10):
+                    break
             except Failed as e:
                 env.say("wait_for_sync: %s" % e)
             if time.time() > until:
@@ -372,6 +386,19 @@ class Run:
         print("verify: %s%s" % ("equal" if ok else "NOT equal", " " + n if n else ""))
         return ok == equal
 
+    def nothing_is_left(self):
+        """Of rebuilds that were given up, and of tables whose targets were to go."""
+        for i in range(20):
+            if self.env.sql("SELECT count(*) FROM crate_sync.removal") == "0":
+                break
+            time.sleep(0.5)
+        else:
+            self.world.complaints["removals are not done in the end"] += 1
+        mirrored = {tuple(x.split("|")) for x in self.env.sql("SELECT target_schema, target_table FROM crate_sync.mirror").splitlines()}
+        for schema, table in sorted(self.checker.target.tables() - mirrored):
+            if table.endswith("__crate_sync_new") or (schema, table) in self.world.to_go:
+                self.world.complaints["left at the target: %s.%s" % (schema, table)] += 1
+
     def status_is_ok(self):
         said = self.env.sql("SELECT concat_ws(' | ', ok, state, message, hint) FROM crate_sync.status")
         if not said.startswith("t | ok"):
@@ -434,11 +461,13 @@ def main():
         if not run.verify_agrees(True):
             world.complaints["verify does not say equal in the end"] += 1
         run.status_is_ok()
+        run.nothing_is_left()
     finally:
         world.stop.set()
         for w in run.writers:
             w.stop.set()
         run.memory.stop.set()
+        run.watch.stop.set()
         if run.env.kind == "crate" and run.env.crate_up:
             try:
                 run.env.crate_signal(signal.SIGCONT)
@@ -462,6 +491,8 @@ def summary(run, parked, left):
         print("worker error: %s, %d times" % (what, run.worker_errors.count(what)))
     print("writers' errors: %s" % ", ".join("%s %d" % x for x in sorted(world.errors.items())))
     print("answers of calls: %s" % "; ".join("%s (%d)" % x for x in sorted(world.answers.items())))
+    for name, (seconds, words) in sorted(run.watch.longest.items(), key=lambda x: -x[1][0])[:3]:
+        print("longest trouble in calm: %s, %.0f s: %s" % (name, seconds, words))
     print("worker's memory: %d MB at most" % (run.memory.most >> 10))
     print("seed=%d faults=%d rows=%d looks=%d skipped=%d early=%d wrong=%d worker_errors=%d parked=%d still_parked=%d %s" % (
         run.o.seed, world.count, checker.rows, checker.looks, checker.skipped, checker.early, sum(world.complaints.values()),

@@ -18,6 +18,10 @@ MIRRORS = """SELECT json_build_array(m.relid::oid, m.relid::regclass, m.target_s
     FROM crate_sync.mirror m LEFT JOIN crate_sync.tables t ON t.relid = m.relid LEFT JOIN pg_class c ON c.oid = m.relid WHERE %s ORDER BY m.relid::oid"""
 
 
+# states in which the target has what the source has: renamed says that somebody has to say who is meant
+WHOLE = ("ready", "renamed", "differences")
+
+
 class Target:
     """Reads rows from the target as text, past the proxy."""
 
@@ -176,7 +180,7 @@ class Checker:
             mirrors = self.mirrors(s, family)
             clean = True
             if last or not [e for e in self.world.events[-3:] if "outcome unknown" in e.text]:
-                self.expect(family, s, mirrors)
+                self.expect(family, s, mirrors, last)
             until = time.time() + patience
             for m in mirrors:
                 clean &= self.look_at_table(family, s, m, max(1, until - time.time()), last)
@@ -192,10 +196,14 @@ class Checker:
         finally:
             family.gate.open()
 
-    def expect(self, family, s, mirrors):
+    def expect(self, family, s, mirrors, last):
         """Nothing that was added may have left the catalog."""
         there = {m.oid for m in mirrors}
         exist = {int(x) for x in s.q("SELECT oid FROM pg_class WHERE oid IN (%s)" % ", ".join(map(str, family.expected | {0})))}
+        if last:
+            for name in family.follows:
+                if s.q("SELECT to_regclass(%s) IS NOT NULL" % lit(name)) == ["t"] and name not in {m.name for m in mirrors}:
+                    self.world.complaints["%s is not what is mirrored, as its name says" % name] += 1
         for oid in sorted(family.expected - there):
             family.expected.discard(oid)
             if oid in exist:
@@ -210,7 +218,9 @@ class Checker:
         if m.oid in self.spoiled:
             s.q("SELECT crate_sync.resync(%d)" % m.oid)
             self.spoiled.discard(m.oid)
-        if not self.in_sync(s, m, patience) or self.state(s, m.oid) != "ready":
+        if m.state == "dropped" and not last:
+            return True
+        if m.state == "dropped" or not self.in_sync(s, m, patience) or self.state(s, m.oid) not in WHOLE:
             self.skipped += 1
             state = s.q("SELECT concat_ws(' | ', state, queued_keys, last_error, hint) FROM crate_sync.tables WHERE relid = %d" % m.oid)
             self.world.note(family, "%s not in sync: %s" % (m.name, state))
@@ -282,3 +292,30 @@ class Memory(threading.Thread):
                 except OSError:
                     pass
         return found
+
+
+class Watch(threading.Thread):
+    """How long a table is in trouble while nothing is broken on purpose."""
+
+    def __init__(self, env, world):
+        super().__init__(daemon=True)
+        self.env, self.world = env, world
+        self.longest = {}       # by name: seconds, words
+        self.stop = threading.Event()
+
+    def run(self):
+        since = {}
+        while not self.stop.wait(2.0):
+            try:
+                rows = self.env.sql("SELECT json_build_array(schemaname || '.' || relname, last_error) FROM crate_sync.tables WHERE state = 'error'")
+            except Failed:
+                rows = ""
+            now = {}
+            for line in rows.splitlines():
+                if self.world.calm:
+                    name, words = json.loads(line)
+                    now[name, words] = since.get((name, words), time.time())
+                    seconds = time.time() - now[name, words]
+                    if seconds > self.longest.get(name, (0,))[0]:
+                        self.longest[name] = (seconds, words)
+            since = now

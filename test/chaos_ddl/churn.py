@@ -105,9 +105,8 @@ class Churn(Plain):
     @is_call
     def readded(self, s, r):
         oid, name = self.some(s, r)
-        drop = r.choice(("true", "false"))
-        self.expected.discard(oid)
-        s.q("SELECT crate_sync.remove_table(%s, drop_target => %s);" % (lit(name), drop))
+        drop = r.random() < 0.5
+        self.remove(s, oid, drop)
         if r.random() < 0.5:
             time.sleep(r.random() * 0.3)
             s.q("DELETE FROM %s WHERE id %% 3 = 1" % name)      # nobody queues that
@@ -128,8 +127,7 @@ class Churn(Plain):
             raise Failed("there are few")
         gone = r.sample(many, len(many) - self.MOST // 2)
         for oid, name in gone:
-            self.expected.discard(oid)
-            s.q("SELECT crate_sync.remove_table(%s, drop_target => true); DROP TABLE %s;" % (lit(name), name))
+            self.remove(s, oid, True, "DROP TABLE %s;" % name)
         for name in self.relations(s):
             if name not in (n for o, n in many) and r.random() < 0.5:
                 s.q("DROP TABLE %s" % name)

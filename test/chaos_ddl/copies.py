@@ -12,7 +12,7 @@ from server import Failed, Session, lit
 from world import Family
 
 # a dump that meets a table being altered: PostgreSQL's own
-DUMP_ERRORS = ("lock", "does not exist", "cache lookup", "could not open", "terminating", "shutting down", "recovery", "closed the connection",
+DUMP_ERRORS = ("lock", "canceling statement", "does not exist", "cache lookup", "could not open", "terminating", "shutting down", "recovery", "closed the connection",
                "connection to server")
 
 
@@ -66,8 +66,8 @@ class Copies(Family):
         o = self.session(database)
         until = time.time() + seconds
         while True:
-            waited = o.q("SELECT crate_sync.wait_for_sync(timeout => '5s')") == ["t"]
-            said = o.q("SELECT concat_ws(' | ', ok, state, message, hint) FROM crate_sync.status")[0]
+            waited = o.reading("SELECT crate_sync.wait_for_sync(timeout => '5s')") == ["t"]
+            said = o.reading("SELECT concat_ws(' | ', ok, state, message, hint) FROM crate_sync.status")[0]
             if waited and said.startswith("t"):
                 break
             if waited and "table error" in said:

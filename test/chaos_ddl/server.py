@@ -342,6 +342,14 @@ class Session:
                 block[2] += "\n" + line
         return [Refused(*b) for b in found]
 
+    def reading(self, script):
+        """The same for what may be repeated: the session may have been lost long ago."""
+        try:
+            return self.q(script)
+        except Lost:
+            self.env.pg_up()
+            return self.q(script)
+
     def q(self, script):
         """Rows; the first refusal is an exception, after the transaction's end."""
         rows, refused = self.run(script if script.rstrip().endswith(";") else script + ";")

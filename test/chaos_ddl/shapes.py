@@ -15,8 +15,8 @@ class Columns(Plain):
         self.make_schemas(s)
         self.make_table(s, self.name + ".cols", self.name + "_cols", 400, ", a int DEFAULT 1, b text DEFAULT 'b', c text DEFAULT 'c'")
         self.make_table(s, self.name + ".keys", self.name + "_keys", 400, ", a int NOT NULL DEFAULT 1, b text NOT NULL DEFAULT 'b'")
-        self.add(s, self.name + ".cols", marks=[self.name + "_cols"])
-        self.add(s, self.name + ".keys", marks=[self.name + "_keys"])
+        self.add(s, self.name + ".cols")
+        self.add(s, self.name + ".keys")
 
     def operations(self):
         return ((3, self.add_column), (3, self.drop_column), (3, self.rename_column), (4, self.swap_columns), (3, self.retype),

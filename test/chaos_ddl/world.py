@@ -98,6 +98,7 @@ class Family:
         self.count = 0
         self.allowed = {}           # OID of a mirrored relation: marks that rows may have that were ever in it
         self.expected = set()       # OIDs that have to be mirrored
+        self.follows = []           # names whose table is mirrored, whichever that is
         self.equal_at = 0
 
     def create(self, s):
@@ -137,10 +138,19 @@ class Family:
     def add(self, s, name, more="", marks=()):
         """Mirrors a table, from now on to be compared."""
         oid = self.oid(s, name)
-        self.allowed[oid] = set(marks)
+        if marks:
+            self.allowed[oid] = set(marks)
         s.q("SELECT crate_sync.add_table(%s, %s%s)" % (lit(name), OPTIONS, more and ", " + more))
         self.expected.add(oid)
         return oid
+
+    def remove(self, s, oid, drop, more=""):
+        """Mirrors it no longer; drop: its target is to go, too."""
+        target = s.q("SELECT target_schema || '|' || target_table FROM crate_sync.mirror WHERE relid = %d" % oid)
+        self.expected.discard(oid)
+        s.q("SELECT crate_sync.remove_table(%d, drop_target => %s); %s" % (oid, "true" if drop else "false", more))
+        if drop and target:
+            self.world.to_go.add(tuple(target[0].split("|")))
 
     def mirrored(self, s):
         """OID and name of those that are mirrored now."""
@@ -169,6 +179,7 @@ class World:
         self.crashes = False        # is this a time for crashes?
         self.alone = set()          # families that are let alone for a while: no call mends what they have
         self.errors = Counter()     # of writers: PostgreSQL's own
+        self.to_go = set()          # targets that were to be dropped: schema, name
         self.complaints = Counter()  # what failed for the mirror's sake
         self.answers = Counter()    # of our functions
         self.stop = threading.Event()
