@@ -86,6 +86,8 @@ class Proxy:
         self.share = 1.0                # of the requests that it strikes
         self.delay = 3.0
         self.hits = 0
+        self.slow_until = 0
+        self.kept = None                # (text, seconds): the next request with it is late
         self.lock = threading.Lock()
         self.open = set()
         self.listener = socket.socket()
@@ -101,6 +103,27 @@ class Proxy:
             if mode == "refuse":
                 for s in list(self.open):
                     reset(s)
+
+    def slow(self, seconds):
+        """Requests take longer for a while, and less than who asks would wait."""
+        self.slow_until = time.time() + seconds
+
+    def keep(self, text, seconds):
+        """The next request that has the text arrives later, whoever still waits for it."""
+        self.kept = (text.encode(), seconds)
+
+    def dawdle(self, request):
+        with self.lock:
+            kept = self.kept
+            if kept is not None and kept[0] in request:
+                self.kept = None
+                self.hits += 1
+            else:
+                kept = None
+        if kept is not None:
+            time.sleep(kept[1])
+        elif time.time() < self.slow_until:
+            time.sleep(min(1.4, max(0.0, self.slow_until - time.time())))
 
     def accept(self):
         while True:
@@ -140,6 +163,7 @@ class Proxy:
                 if mode == "late_request":
                     # whoever asked has given up long ago; it is carried out all the same
                     time.sleep(delay)
+                self.dawdle(request)
                 if up is None:
                     up = socket.create_connection(self.upstream, timeout=5)
                     up.settimeout(120)

@@ -1,9 +1,11 @@
 """Random writers: what they do is a function of the seed alone."""
 
 import random
-import subprocess
 import threading
 import time
+
+from server import Failed, Session, lit
+from world import Family
 
 SCHEMA = r"""
 CREATE TABLE t_big (id bigint PRIMARY KEY, v text, n int, f float8, b boolean, ts timestamptz);
@@ -31,10 +33,6 @@ TABLES = ("t_big", "t_text", "t_part", "t_doc", "t_filt")
 FILTER = "state <> 'hidden' AND 100 / qty > 1"
 FILTER_SAFE = "state <> 'hidden' AND 100 / nullif(qty, 0) > 1"
 KEYS = 3000
-
-
-def lit(text):
-    return "'" + text.replace("'", "''") + "'"
 
 
 class Dice:
@@ -207,59 +205,50 @@ class Dice:
         return "\n".join(lines)
 
 
-class Writer(threading.Thread):
-    """A psql that is fed with scripts; comes back after crashes."""
+class Rows(Family):
+    """The five tables of SCHEMA, with all kinds of values; what is done to their definitions is in faults.py."""
+    group = "rows"
+    weight = 0
+    writing = 12
 
-    def __init__(self, env, no, dice, pause):
+    def create(self, s):
+        s.q(SCHEMA)
+        for t in TABLES:
+            more = ", row_filter => %s, soft_delete_column => 'deleted_at'" % lit(FILTER) if t == "t_filt" else ""
+            s.q("SELECT crate_sync.add_table('%s'%s)" % (t, more))
+
+
+class Writer(threading.Thread):
+    """Writes to a family, then to another."""
+
+    SETTINGS = "SET lock_timeout = '2s'; SET statement_timeout = '20s'; SET client_min_messages = error;"
+
+    def __init__(self, world, no, merge, pause):
         super().__init__(daemon=True)
-        self.env, self.no, self.dice, self.pause = env, no, dice, pause
+        self.world, self.no, self.pause = world, no, pause
+        self.dice = Dice(world.seed, no, merge)
+        self.session = Session(world.env, self.SETTINGS)
         self.stop = threading.Event()
-        self.held = threading.Event()       # set: may go on
-        self.held.set()
-        self.proc = None
         self.done = 0
         self.lost = 0
 
-    def connect(self):
-        self.proc = self.env.popen_psql()
-        self.proc.stdin.write("SET lock_timeout = '2s'; SET statement_timeout = '20s'; "
-                              "SET client_min_messages = error;\n")
-
     def run(self):
-        sleep = random.Random("%s/pause/%s" % (self.env.seed, self.no))
+        r = random.Random("%s/scripts/%d" % (self.world.seed, self.no))
+        sleep = random.Random("%s/pause/%s" % (self.world.seed, self.no))
+        families = [f for f in self.world.families if f.writing]
         while not self.stop.is_set():
-            self.held.wait()
-            script = self.dice.transaction()
-            try:
-                if self.proc is None:
-                    self.connect()
-                self.proc.stdin.write(script + "\n\\echo =done=\n")
-                self.proc.stdin.flush()
-                while True:
-                    line = self.proc.stdout.readline()
-                    if not line:
-                        raise BrokenPipeError()
-                    if line == "=done=\n":
-                        break
-                self.done += 1
-                # an open transaction would stay open: its COMMIT failed or its BEGIN did
-            except (OSError, ValueError):
-                self.drop()
-                self.lost += 1
-                time.sleep(0.2)
+            family = r.choices(families, [f.writing for f in families])[0]
+            script = self.dice.transaction() if family.group == "rows" else family.script(r)
+            if family.gate.enter():
+                try:
+                    refused = self.session.run(script)[1]
+                    self.done += 1
+                    for x in refused:
+                        self.world.judge(family, x, script)
+                except Failed:
+                    self.lost += 1
+                    time.sleep(0.2)
+                finally:
+                    family.gate.leave()
             time.sleep(sleep.random() * self.pause)
-        self.drop()
-
-    def drop(self):
-        if self.proc is not None:
-            try:
-                self.proc.stdin.close()
-            except OSError:
-                pass
-            try:
-                self.proc.wait(30)
-            except subprocess.TimeoutExpired:
-                self.proc.kill()
-                self.proc.wait()
-            self.proc.stdout.close()
-            self.proc = None
+        self.session.close()

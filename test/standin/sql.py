@@ -793,11 +793,13 @@ def alter(t):
     if t.take('set'):
         return ('table_options', name, with_options(t))
     if t.take('reset'):
-        with_reset = []
+        options = {}
         t.need('(')
         while not t.take(')'):
-            with_reset.append(t.next()[1])
-        return ('table_options', name, {})
+            option = t.next()[1]
+            if option.startswith('blocks.'):
+                options[option] = ('lit', False)
+        return ('table_options', name, options)
     raise t.unexpected()
 
 

@@ -16,6 +16,8 @@ import time
 import urllib.error
 import urllib.request
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+
 
 class Failed(Exception):
     """A statement of ours did not go through."""
@@ -44,7 +46,8 @@ class Environment:
         self.top, self.work, self.user = e["TOP"], e["WORK"], e["RUN_USER"]
         self.bin, self.data, self.sock, self.port = e["PG_BIN"], e["PG_DATA"], e["PG_SOCKET"], e["PG_PORT"]
         self.log_file = os.path.join(self.work, "log", "postgresql.log")
-        self.kind = options.target
+        self.standin = options.target == "standin"
+        self.kind = "crate" if self.standin else options.target
         self.conninfo = "host=%s port=%s user=postgres dbname=postgres" % (self.sock, self.port)
         self.proxy = None
         self.crate_url = None
@@ -135,6 +138,8 @@ class Environment:
     # --- the target
 
     def crate_start(self):
+        if self.standin:
+            return self.standin_start()
         # by way of a file: a pipe would stay open as long as CrateDB runs
         answer = self.work + "/log/crate.started"
         script = ('. "$LIB/setup.sh"; crate_start >&2; '
@@ -146,9 +151,28 @@ class Environment:
             words = f.read().split()
         if len(words) != 2:
             raise Failed("CrateDB did not start, see " + log.name)
-        self.crate_url = words[0]
-        self.crate_pid = int(words[1])
-        self.proxy.upstream = ("127.0.0.1", int(self.crate_url.rsplit(":", 1)[1]))
+        self.crate_runs(words[0], int(words[1]))
+
+    def standin_start(self):
+        ports = self.work + "/log/standin.ports"
+        if os.path.exists(ports):
+            os.unlink(ports)
+        with open(self.work + "/log/standin.log", "a") as log:
+            p = subprocess.Popen([sys.executable, os.path.join(os.path.dirname(HERE), "standin", "cratedb.py"), "--ports-file", ports],
+                                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        threading.Thread(target=p.wait, daemon=True).start()
+        for i in range(300):
+            if os.path.exists(ports):
+                break
+            time.sleep(0.1)
+        else:
+            raise Failed("the stand-in did not start, see " + log.name)
+        with open(ports) as f:
+            self.crate_runs("http://127.0.0.1:%d" % json.load(f)["ports"][0], p.pid)
+
+    def crate_runs(self, url, pid):
+        self.crate_url, self.crate_pid = url, pid
+        self.proxy.upstream = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
         self.crate_up = True
 
     def crate_signal(self, number):
