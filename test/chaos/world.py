@@ -31,7 +31,7 @@ OWN_WORDS = ("tuple concurrently", "cache lookup failed for", "could not open re
              "could not find tuple for", "deadlock", "relation with OID", "was concurrently dropped",
              "could not open file", "missing chunk number", "unexpected partition", "attribute number")
 # where an error was raised from: files of ours that run in a writer's backend
-OUR_FILES = ("capture.c", "early.c", "queue.c:", "key.c", "detach.c")
+OUR_FILES = ("capture.c:", "early.c:", "triggers.c:", "detached.c:", "overflow.c:", "queue.c:", "key.c:")
 
 
 def ours(refused):
