@@ -21,7 +21,8 @@ UPDATE mirror SET source_schema = n.nspname, source_name = c.relname, source_own
 ALTER TABLE mirror_state
 	ADD COLUMN due text,
 	ADD COLUMN due_again boolean NOT NULL DEFAULT false,
-	ADD COLUMN n_differences bigint;
+	ADD COLUMN n_differences bigint,
+	ADD COLUMN target_id text;
 ALTER TABLE difference ADD COLUMN repaired boolean NOT NULL DEFAULT false;
 -- what the last verify left, unless a load went over it
 UPDATE mirror_state s SET n_differences = CASE WHEN s.last_verify_ok OR s.last_load_time > s.last_verify_time THEN 0

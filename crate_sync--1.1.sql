@@ -72,7 +72,8 @@ CREATE TABLE mirror_state (
 	hint text,
 	due text,                          -- why a load is owed; NULL: none is
 	due_again boolean NOT NULL DEFAULT false, -- one more, behind that under way
-	n_differences bigint               -- of the last verify, not mended; NULL: there was none
+	n_differences bigint,              -- of the last verify, not mended; NULL: there was none
+	target_id text                     -- the target table's number, and its name; NULL: not known
 ) WITH (fillfactor = 50);
 
 -- one row per key that the target, or the reading of the row, refused

@@ -725,7 +725,7 @@ claim_leave(TargetResult *res)
 		beat_acked = 0;			/* none there */
 }
 
-void
+bool
 claim_heartbeat(void)
 {
 	TargetResult res;
@@ -738,7 +738,7 @@ claim_heartbeat(void)
 	dlist_iter	it;
 
 	if (now < next_beat)
-		return;
+		return false;
 	dlist_foreach(it, &sync_tables)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
@@ -746,7 +746,7 @@ claim_heartbeat(void)
 		any |= st->claimed && st->target_ready;
 	}
 	if (!any)
-		return;
+		return false;
 
 	/* nobody else writes this one: if it is older, so is all that is there */
 	key = beat_key(our_token, our_place);
@@ -754,7 +754,7 @@ claim_heartbeat(void)
 	if (!ensure_claim_table(&res) || !fetch_claim(key, &last, &res))
 	{
 		next_beat = TimestampTzPlusMilliseconds(now, 1000);
-		return;
+		return false;
 	}
 	if (last.found && strtoll(last.cell[C_BEAT], NULL, 10) < beat_acked)
 	{
@@ -796,4 +796,5 @@ claim_heartbeat(void)
 	}
 	/* a beat that is lost is made good by the next */
 	next_beat = TimestampTzPlusMilliseconds(now, res.outcome == TARGET_OK ? BEAT_INTERVAL_MS : 1000);
+	return res.outcome == TARGET_OK;
 }

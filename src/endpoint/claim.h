@@ -53,8 +53,8 @@ extern void claim_release(const char *schema, const char *name, TargetResult *re
 /* the last table is removed: nothing shows any more that we were here */
 extern void claim_leave(TargetResult *res);
 
-/* shows that we are alive, every few seconds; call outside of transactions */
-extern void claim_heartbeat(void);
+/* shows that we are alive, every few seconds: then true; call outside of transactions */
+extern bool claim_heartbeat(void);
 
 /* adopt() was called and not yet carried out: claims are taken whoever has them */
 extern void claim_adopt(int adopt_no);

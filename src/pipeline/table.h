@@ -274,11 +274,14 @@ struct SyncTable
 	bool		found_missing;	/* the table was made, or is empty */
 	bool		found_altered;	/* not as it was left */
 	bool		claimed_again;	/* CLAIM_OURS_AGAIN */
+	bool		found_other;	/* another table has taken its place */
+	char	   *seen_id;		/* in cxt: of the one that is there, see TargetOps.identify */
 	TimestampTz ready_time;		/* since then */
 	uint64		ready_no;		/* counts how often */
 	TimestampTz watch_at;		/* when slow requests are next looked into */
 	int			refresh_tries;	/* failed in a row */
 	bool		claimed;		/* durable: the target table was ours once */
+	char	   *target_id;		/* durable, in cxt: which one it was, and its name; NULL: not known */
 	TimestampTz claim_retry_at;
 	bool		in_error;
 	bool		error_changed;	/* to be written down */
@@ -317,6 +320,7 @@ extern void worker_feed_soon(void);
 /* ---- setup.c ---- */
 extern bool prepare_table(SyncTable *st);
 extern void swap_rebuilt(SyncTable *st);
+extern void prepare_look(void);	/* are they all there still? */
 extern void give_up_rebuild(SyncTable *st); /* its new table is to go; outside of transactions */
 extern void process_removals(void);
 

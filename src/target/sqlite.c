@@ -20,6 +20,7 @@
 
 #include "base/settings.h"
 #include "base/text.h"
+#include "common/hashfn.h"
 #include "mb/pg_wchar.h"
 #include "portability/instr_time.h"
 #include "postmaster/interrupt.h"
@@ -32,6 +33,7 @@
 
 #define SCHEME			"sqlite:"
 #define FENCE_TABLE		"crate_sync_fence"
+#define MARK_PREFIX		"crate_sync_mark_"
 #define NOW_MS			"CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
 #define MAX_BUSY_WAIT	5000	/* ms for another process's write to end */
 #define BUSY_SLEEP		5		/* ms between two looks */
@@ -1333,6 +1335,40 @@ fit_table(SqliteTarget *t, const TargetTable *table, const char *file_name, bool
 	return ok;
 }
 
+/*
+ * SQLite numbers no tables.  Ours carry a trigger that never does anything and
+ * goes away with the table: it is seen by its name, which is random, that the
+ * table is the one that it was.  Whatever updates the key alone looks at it at all.
+ */
+static bool
+mark_table(SqliteTarget *t, const TargetTable *table, const char *file_name)
+{
+	sqlite3_stmt *stmt = prepare(t, "SELECT 1 FROM sqlite_master WHERE type = 'trigger'"
+								 " AND tbl_name = ?1 AND name GLOB '" MARK_PREFIX "*'");
+	uint64		number;
+	int			rc;
+
+	if (!stmt || !bind_server_text(t, stmt, 1, file_name))
+	{
+		sqlite3_finalize(stmt);
+		return false;
+	}
+	rc = sqlite3_step(stmt);
+	if (rc != SQLITE_ROW && rc != SQLITE_DONE)
+		(void) fail(t, rc, false);
+	sqlite3_finalize(stmt);
+	if (rc != SQLITE_DONE)
+		return rc == SQLITE_ROW;
+	if (!pg_strong_random(&number, sizeof(number)))
+		return fail_with(t, TARGET_FAILED, "random", "no random number can be had");
+	stmt = prepare(t, psprintf("CREATE TRIGGER " MARK_PREFIX "%016llx BEFORE UPDATE OF %s ON %s WHEN 0 BEGIN"
+							   " SELECT 'by this crate_sync knows the table again'; END",
+							   (unsigned long long) number,
+							   target_quote_ident(table->cols[table->keys[0]].name),
+							   target_quote_ident(file_name)));
+	return stmt && finish(t, stmt);
+}
+
 static bool
 make_or_fit_table(SqliteTarget *t, const TargetTable *table, bool *created, bool *altered)
 {
@@ -1374,7 +1410,8 @@ make_or_fit_table(SqliteTarget *t, const TargetTable *table, bool *created, bool
 	{
 		*created = true;
 		stmt = prepare(t, sqlite_ddl(table));
-		return stmt && finish(t, stmt) && set_written(t, file_name, false);
+		return stmt && finish(t, stmt) && set_written(t, file_name, false) &&
+			mark_table(t, table, file_name);
 	}
 
 	/* there: with rows of ours? */
@@ -1385,7 +1422,7 @@ make_or_fit_table(SqliteTarget *t, const TargetTable *table, bool *created, bool
 	rc = sqlite3_step(stmt);
 	*created = rc != SQLITE_ROW || sqlite3_column_int(stmt, 0) == 0;
 	sqlite3_finalize(stmt);
-	return fit_table(t, table, file_name, altered);
+	return fit_table(t, table, file_name, altered) && mark_table(t, table, file_name);
 }
 
 static void
@@ -1405,6 +1442,51 @@ sqlite_ensure_table(Target *target, const TargetTable *table, bool *created, boo
 		*created = *altered = false;
 		result_fail(t, res);
 	}
+}
+
+static void
+sqlite_identify(Target *target, const TargetTable *const *tables, int n, char **ids,
+				TargetResult *res)
+{
+	SqliteTarget *t = (SqliteTarget *) target;
+	char	  **names = palloc(sizeof(char *) * n); /* UTF-8 */
+	uint32	   *hashes = palloc0(sizeof(uint32) * n);	/* of the definition */
+	sqlite3_stmt *stmt;
+	int			rc = SQLITE_DONE;
+
+	result_init(res);
+	memset(ids, 0, sizeof(char *) * n);
+	for (int i = 0; i < n; i++)
+	{
+		char	   *name = file_name_of(tables[i]->schema, tables[i]->name);
+
+		names[i] = pg_server_to_any(name, strlen(name), PG_UTF8);
+	}
+	/* a table comes before its triggers */
+	stmt = ready(t) ? prepare(t, "SELECT tbl_name, name, sql, type = 'table' FROM sqlite_master"
+							  " WHERE type = 'table' OR type = 'trigger' AND name GLOB '" MARK_PREFIX "*'"
+							  " ORDER BY type") : NULL;
+	while (stmt != NULL && (rc = sqlite3_step(stmt)) == SQLITE_ROW)
+	{
+		const char *table = (const char *) sqlite3_column_text(stmt, 0);
+		const char *name = (const char *) sqlite3_column_text(stmt, 1);
+		const char *sql = (const char *) sqlite3_column_text(stmt, 2);
+
+		for (int i = 0; i < n && table != NULL && name != NULL; i++)
+		{
+			if (strcmp(names[i], table) != 0)
+				continue;
+			if (sqlite3_column_int(stmt, 3) != 0)
+				hashes[i] = sql ? hash_bytes((const unsigned char *) sql, strlen(sql)) : 0;
+			else
+				ids[i] = psprintf("%s %08x", target_clean_text(name, strlen(name)), hashes[i]);
+		}
+	}
+	if (stmt != NULL && rc != SQLITE_DONE)
+		(void) fail(t, rc, false);
+	sqlite3_finalize(stmt);
+	if (stmt == NULL || rc != SQLITE_DONE)
+		result_fail(t, res);
 }
 
 static bool
@@ -1635,6 +1717,7 @@ const TargetOps target_sqlite_ops = {
 	.statement = sqlite_statement,
 	.check = sqlite_check,
 	.ensure_table = sqlite_ensure_table,
+	.identify = sqlite_identify,
 	.drop_table = sqlite_drop_table,
 	.swap_table = sqlite_swap_table,
 	.raise_fence = sqlite_raise_fence,

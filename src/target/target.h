@@ -206,6 +206,14 @@ typedef struct TargetOps
 								 bool *altered, TargetResult *res);
 
 	/*
+	 * Which tables these are, by number: ids[i] (palloc'd) is a word that stays
+	 * with the table as long as it lives, under whatever name, and another one
+	 * that changes with its columns; NULL: not there, or not known.
+	 */
+	void		(*identify) (Target *t, const TargetTable *const *tables, int n, char **ids,
+							 TargetResult *res);
+
+	/*
 	 * Can all of the table's rows be reached?  To be asked about one that
 	 * keeps us waiting; answers at once.  NULL: they always can.
 	 */

@@ -957,7 +957,8 @@ prepare_tables(void)
 	}
 	if (claim_adopting() && all_ready)
 		claim_adopted();
-	claim_heartbeat();
+	if (claim_heartbeat())
+		prepare_look();
 }
 
 /*

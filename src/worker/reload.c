@@ -353,6 +353,8 @@ read_durable(SyncTable *st)
 		st->from_dump = s != NULL && strcmp(s, DUE_RESTORED) == 0;
 		st->due_again = spi_int(0, "due_again", 0);
 		st->n_differences = spi_int(0, "n_differences", -1);
+		s = spi_string(0, "target_id");
+		st->target_id = s && strchr(s, ' ') ? pstrdup(s) : NULL;
 		s = spi_string(0, "load_mode");
 		st->load_mode = s ? pstrdup(s) : NULL;
 		s = spi_string(0, "sweep_key");
@@ -1457,6 +1459,7 @@ static const struct
 	{"due = $", TEXTOID},
 	{"due_again = $", BOOLOID},
 	{"n_differences = $", INT8OID},
+	{"target_id = $", TEXTOID},
 	/* counted since the last time */
 	{"n_tup_upserted = n_tup_upserted + $", INT8OID},
 	{"n_tup_deleted = n_tup_deleted + $", INT8OID},
@@ -1532,6 +1535,7 @@ state_values(SyncTable *st, StateValues *v)
 	put_text(v, st->due);
 	put_value(v, BoolGetDatum(st->due_again), false);
 	put_value(v, Int64GetDatum(st->n_differences), st->n_differences < 0);
+	put_text(v, st->target_id);
 	put_value(v, Int64GetDatum(st->n_upserted), false);
 	put_value(v, Int64GetDatum(st->n_deleted), false);
 	put_value(v, Int64GetDatum(st->n_failed), false);

@@ -191,7 +191,7 @@ set_target_name(SyncTable *st)
 		st->lanes[i].epoch = 0;
 	st->target_ready = false;
 	/* what was found was the other's */
-	st->found_missing = st->found_altered = false;
+	st->found_missing = st->found_altered = st->found_other = false;
 }
 
 /* is the table ours to write? */
@@ -325,9 +325,9 @@ source_may_have_rows(SyncTable *st)
 static bool
 fence_former_lanes(SyncTable *st)
 {
-	if (st->lanes_used == st->nlanes && !st->found_missing && !st->claimed_again)
+	if (st->lanes_used == st->nlanes && !st->found_missing && !st->claimed_again && !st->found_other)
 		return true;
-	if (st->found_missing && lanes_late_deletes() != 0)
+	if ((st->found_missing || st->found_other) && lanes_late_deletes() != 0)
 	{
 		TargetResult res;
 		int			n;
@@ -350,6 +350,78 @@ fence_former_lanes(SyncTable *st)
 		state_ack(true);
 	}
 	return true;
+}
+
+static void
+set_id(SyncTable *st, char **place, const char *id)
+{
+	char	   *copy = id ? MemoryContextStrdup(st->cxt, id) : NULL;
+
+	if (*place != NULL)
+		pfree(*place);
+	*place = copy;
+}
+
+/* what is kept of an id: the table's own word, and under which name it was */
+static char *
+kept_id(SyncTable *st)
+{
+	return st->seen_id ? psprintf("%.*s %s", (int) strcspn(st->seen_id, " "), st->seen_id,
+								  st->def->target.name) : NULL;
+}
+
+/*
+ * Which table is it?  One that was dropped and made by somebody else, restored
+ * or exchanged has the name and perhaps the columns, but not the rows.
+ */
+static void
+see_which_table(SyncTable *st, TargetResult *res)
+{
+	const TargetTable *table = &st->def->target;
+	char	   *id;
+	char	   *now;
+
+	the_target->ops->identify(the_target, &table, 1, &id, res);
+	set_id(st, &st->seen_id, res->outcome == TARGET_OK ? id : NULL);
+	now = kept_id(st);
+	if (now == NULL || st->target_id == NULL)
+		return;
+	/* another name's: while a table is rebuilt there are two */
+	if (strcmp(strchr(now, ' '), strchr(st->target_id, ' ')) == 0 && strcmp(now, st->target_id) != 0)
+		st->found_other = true;
+}
+
+/*
+ * A table with nothing to send would never hear that its target is no longer
+ * the one that it was.
+ */
+void
+prepare_look(void)
+{
+	TargetResult res;
+	int			n = 0;
+	dlist_iter	it;
+	const TargetTable **tables = palloc(sizeof(TargetTable *) * Max(state_count(), 1));
+	SyncTable **which = palloc(sizeof(SyncTable *) * Max(state_count(), 1));
+	char	  **ids = palloc0(sizeof(char *) * Max(state_count(), 1));
+
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		if (!st->target_ready || st->seen_id == NULL)
+			continue;
+		which[n] = st;
+		tables[n++] = &st->def->target;
+	}
+	memset(&res, 0, sizeof(res));
+	if (n > 0)
+		the_target->ops->identify(the_target, tables, n, ids, &res);
+	for (int i = 0; i < n && res.outcome == TARGET_OK; i++)
+	{
+		if (ids[i] == NULL || strcmp(ids[i], which[i]->seen_id) != 0)
+			which[i]->target_ready = false;
+	}
 }
 
 /* is a table that we are about to write still to be removed, as one of an earlier time? */
@@ -464,6 +536,17 @@ prepare_table(SyncTable *st)
 			table_trouble(st, res.code, res.message, NULL);
 			return false;
 		}
+		see_which_table(st, &res);
+		if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
+		{
+			target_trouble(res.outcome, res.code, res.message);
+			return false;
+		}
+		if (res.outcome == TARGET_BUSY || res.outcome == TARGET_UNKNOWN)
+		{
+			st->claim_retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 200);
+			return false;
+		}
 		cs_point("before claim");
 		if (!claim_for(st))
 			return false;
@@ -472,12 +555,12 @@ prepare_table(SyncTable *st)
 			st->lanes[i].epoch = 0;
 		if (!fence_former_lanes(st))
 			return false;
-		if (st->found_missing || st->ready_no == 0)
+		if (st->found_missing || st->found_other || st->ready_no == 0)
 		{
 			bool		empty = target_is_empty(st);
 
 			/* a new table that has rows of an earlier one already */
-			if (st->found_missing && !empty && load_is_rebuild(st))
+			if ((st->found_missing || st->found_other) && !empty && load_is_rebuild(st))
 			{
 				load_begin(st, "rebuild");
 				return false;
@@ -500,7 +583,7 @@ prepare_table(SyncTable *st)
 
 	created = st->found_missing;
 	altered = st->found_altered;
-	again = st->claimed_again;
+	again = st->claimed_again || st->found_other;
 
 	if (st->spec.resync_no > st->resync_done)
 	{
@@ -551,13 +634,19 @@ prepare_table(SyncTable *st)
 		ereport(LOG,
 				(errmsg("crate_sync: %s is not as it was left: %s.%s is resynced",
 						st->def->target.qualified, st->def->schemaname, st->def->relname)));
-		load_need(st, "full", "the target table was not as it was left");
+		load_need(st, "full", st->found_other ? "another table has taken the place of the target table" :
+				  "the target table was not as it was left");
 	}
 
+	if (st->seen_id != NULL && (st->target_id == NULL || strcmp(kept_id(st), st->target_id) != 0))
+	{
+		set_id(st, &st->target_id, kept_id(st));
+		st->dirty = true;
+	}
 	/* the load is written down before a row is sent: that would hide that it is due */
 	if (created || altered || again)
 		state_ack(true);
-	st->found_missing = st->found_altered = st->claimed_again = false;
+	st->found_missing = st->found_altered = st->claimed_again = st->found_other = false;
 
 	if (st->phase == LOAD_NONE && st->spec.verify_no > st->verify_done)
 		verify_begin(st);

@@ -53,7 +53,10 @@ class Doc:
 
 
 class Table:
+    oids = itertools.count(100)
+
     def __init__(self, schema, name, columns, pk, shards, clustered, partitioned):
+        self.oid = next(Table.oids)
         self.schema = schema
         self.name = name
         self.columns = {c.name: c for c in columns}
@@ -703,6 +706,13 @@ class Engine:
                 for i in range(t.shards if full in ('sys.shards', 'sys.allocations') else 1):
                     rows.append(dict(base, id=i, shard_id=i, num_docs=len(t.seen)))
             return cols, [] if full == 'sys.checks' else rows
+        if full == 'pg_catalog.pg_namespace':
+            return ['oid', 'nspname'], [{'oid': zlib.crc32(s.encode()), 'nspname': s} for s in sorted(
+                {t.schema for t in tables})]
+        if full == 'pg_catalog.pg_class':
+            return ['oid', 'relname', 'relnamespace', 'relkind', 'relnatts'], [
+                {'oid': t.oid, 'relname': t.name, 'relnamespace': zlib.crc32(t.schema.encode()),
+                 'relkind': 'r', 'relnatts': len(t.columns)} for t in tables]
         if full == 'information_schema.schemata':
             return ['schema_name'], [{'schema_name': s} for s in sorted(
                 {'doc', *READ_ONLY} | {t.schema for t in tables})]

@@ -1525,6 +1525,7 @@ const TargetOps target_crate_ops = {
 	.statement = crate_statement,
 	.check = crate_check,
 	.ensure_table = crate_ensure_table,
+	.identify = crate_identify,
 	.reachable = crate_reachable,
 	.drop_table = crate_drop_table,
 	.swap_table = crate_swap_table,

@@ -111,6 +111,8 @@ extern char *crate_ddl(const TargetTable *table);
 extern char *table_args(const char *schema, const char *name);
 extern void crate_ensure_table(Target *target, const TargetTable *table, bool *created,
 							   bool *altered, TargetResult *res);
+extern void crate_identify(Target *target, const TargetTable *const *tables, int n, char **ids,
+						   TargetResult *res);
 extern void crate_drop_table(Target *target, const char *schema, const char *name,
 							 TargetResult *res);
 extern void crate_swap_table(Target *target, const TargetTable *as, const TargetTable *table,

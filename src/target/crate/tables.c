@@ -393,6 +393,52 @@ crate_ensure_table(Target *target, const TargetTable *table, bool *created, bool
 	sync_leave(t, caller, res);
 }
 
+/* one question, however many they are: answered from the cluster's state */
+void
+crate_identify(Target *target, const TargetTable *const *tables, int n, char **ids,
+			   TargetResult *res)
+{
+	CrateTarget *t = (CrateTarget *) target;
+	MemoryContext caller = sync_enter(t);
+	StringInfoData args;
+
+	initStringInfo(&args);
+	raw(&args, "[[");
+	for (int i = 0; i < n; i++)
+	{
+		int			j = 0;
+
+		ids[i] = NULL;
+		while (j < i && strcmp(tables[j]->schema, tables[i]->schema) != 0)
+			j++;
+		if (j < i)
+			continue;
+		if (i > 0)
+			raw(&args, ",");
+		types_json_string(&args, tables[i]->schema, strlen(tables[i]->schema));
+	}
+	raw(&args, "]]");
+	sync_rows(t, "SELECT n.nspname, c.relname, c.oid, c.relnatts FROM pg_catalog.pg_class c"
+			  " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+			  " WHERE c.relkind = 'r' AND n.nspname = ANY(?)", args.data, 4, res);
+	for (int r = 0; r < res->nrows && res->outcome == TARGET_OK; r++)
+	{
+		char	   *schema = sync_cell_text(res->cells[r][0]);
+		char	   *name = sync_cell_text(res->cells[r][1]);
+
+		for (int i = 0; i < n && schema != NULL && name != NULL; i++)
+		{
+			if (ids[i] == NULL && strcmp(tables[i]->name, name) == 0 &&
+				strcmp(tables[i]->schema, schema) == 0)
+				ids[i] = MemoryContextStrdup(caller, psprintf("%s %s", res->cells[r][2], res->cells[r][3]));
+		}
+	}
+	res->nrows = res->ncols = 0;
+	res->cells = NULL;
+	res->colnames = NULL;
+	sync_leave(t, caller, res);
+}
+
 /* the fence stays: see drop_fence */
 void
 crate_drop_table(Target *target, const char *schema, const char *name, TargetResult *res)
