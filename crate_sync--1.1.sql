@@ -740,13 +740,59 @@ END $$;
 COMMENT ON FUNCTION metrics(text) IS
 	'what status and tables say, in the text format of OpenMetrics, or of prometheus for the textfile collector';
 
+/* ---------------------------------------------------------------------------
+ * Figures of both sides, and what verify has found
+ * ------------------------------------------------------------------------ */
+
+CREATE FUNCTION validate(relation regclass,
+						 OUT what text, OUT column_name name, OUT source text, OUT target text,
+						 OUT ok boolean, OUT note text)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'crate_sync_validate' LANGUAGE C STRICT ROWS 20;
+COMMENT ON FUNCTION validate(regclass) IS
+	'figures of both sides of a mirrored table: rows, values not NULL, least and greatest of each column, rows without parent; the last row is the verdict';
+
+CREATE TABLE verification (
+	verification_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	relid oid NOT NULL,
+	schemaname name NOT NULL,
+	relname name NOT NULL,
+	start_time timestamptz,
+	end_time timestamptz NOT NULL DEFAULT clock_timestamp(),
+	rows_compared bigint NOT NULL,
+	n_found bigint,                    -- NULL: it was given up
+	n_repaired bigint,
+	repair boolean NOT NULL,
+	ok boolean NOT NULL,
+	message text                       -- why it was given up
+);
+COMMENT ON TABLE verification IS 'storage of verifications';
+
+CREATE VIEW verifications AS
+	SELECT v.relid, v.schemaname, v.relname, v.ok, v.rows_compared, v.n_found, v.n_repaired, v.repair,
+		   v.start_time, v.end_time, v.message
+	FROM crate_sync.verification v;
+COMMENT ON VIEW verifications IS 'what each verify has found, the figures that its line in the log has; kept for history_retention';
+COMMENT ON COLUMN verifications.relid IS 'the table';
+COMMENT ON COLUMN verifications.schemaname IS 'its schema then';
+COMMENT ON COLUMN verifications.relname IS 'its name then';
+COMMENT ON COLUMN verifications.ok IS 'whether no difference was left';
+COMMENT ON COLUMN verifications.rows_compared IS 'rows of the source that were compared';
+COMMENT ON COLUMN verifications.n_found IS 'differences found; NULL: it was given up';
+COMMENT ON COLUMN verifications.n_repaired IS 'those that were equal after repair';
+COMMENT ON COLUMN verifications.repair IS 'whether it was to repair';
+COMMENT ON COLUMN verifications.start_time IS 'when it began; NULL: not known, as the worker was started anew';
+COMMENT ON COLUMN verifications.end_time IS 'when it ended';
+COMMENT ON COLUMN verifications.message IS 'why it was given up';
+
 /* whose all of this is: the views' readers', and nobody else's, whatever ALTER DEFAULT PRIVILEGES says */
 DO $$
 DECLARE
 	o pg_catalog.text;
 	grantee pg_catalog.text;
 BEGIN
-	FOREACH o IN ARRAY ARRAY['metrics(text)']
+	FOREACH o IN ARRAY ARRAY['metrics(text)',
+			'validate(regclass)']
 	LOOP
 		FOR grantee IN
 			SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END
@@ -757,7 +803,7 @@ BEGIN
 			EXECUTE 'REVOKE ALL ON FUNCTION ' || o || ' FROM ' || grantee || ' CASCADE';
 		END LOOP;
 	END LOOP;
-	FOREACH o IN ARRAY ARRAY[]::pg_catalog.text[]
+	FOREACH o IN ARRAY ARRAY['verification', 'verification_verification_id_seq', 'verifications']::pg_catalog.text[]
 	LOOP
 		FOR grantee IN
 			SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END
@@ -768,6 +814,7 @@ BEGIN
 		END LOOP;
 	END LOOP;
 END $$;
+GRANT SELECT ON verifications TO pg_monitor;
 GRANT EXECUTE ON FUNCTION metrics(text) TO pg_monitor;
 /* --- end of reports --- */
 

@@ -238,6 +238,7 @@ struct VerifyRun
 	int			n_repaired;
 	CellIndex  *found;			/* keys written down */
 	TimestampTz next_progress;
+	TimestampTz start_time;
 };
 
 static CompareRule
@@ -317,6 +318,7 @@ run_create(SyncTable *st)
 	run->found = index_create(cxt, 64);
 	run->countable = lanes_idle(st);
 	run->submitted = st->n_submitted;
+	run->start_time = GetCurrentTimestamp();
 	return run;
 }
 
@@ -365,9 +367,48 @@ verify_cancel(SyncTable *st)
 						st->def->schemaname, st->def->relname)));
 }
 
+/* its outcome, for the view verifications; found -1: it was given up */
+static void
+keep_outcome(SyncTable *st, VerifyRun *run, int64 found, bool ok, const char *why)
+{
+	Oid			types[] = {OIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, INT8OID, INT8OID, INT8OID, BOOLOID, BOOLOID, TEXTOID};
+	Datum		values[] = {
+		ObjectIdGetDatum(st->relid),
+		CStringGetTextDatum(st->def->schemaname),
+		CStringGetTextDatum(st->def->relname),
+		TimestampTzGetDatum(run->start_time),
+		Int64GetDatum(run->rows),
+		Int64GetDatum(found),
+		Int64GetDatum(run->nrepaired),
+		BoolGetDatum(run->repair),
+		BoolGetDatum(ok),
+		why ? CStringGetTextDatum(why) : (Datum) 0
+	};
+	char		nulls[] = "          ";
+	MemoryContext cxt = CurrentMemoryContext;
+
+	if (run->start_time == 0)
+		nulls[3] = 'n';
+	if (found < 0)
+		nulls[5] = 'n';
+	if (why == NULL)
+		nulls[9] = 'n';
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	SPI_execute_with_args("INSERT INTO crate_sync.verification (relid, schemaname, relname, start_time, rows_compared, n_found, "
+						  "n_repaired, repair, ok, message) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+						  lengthof(types), types, values, nulls, false, 0);
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(cxt);
+}
+
 static void
 verify_fail(SyncTable *st, VerifyRun *run, const char *why)
 {
+	keep_outcome(st, run, -1, false, why ? why : "no reason given");
 	ereport(LOG,
 			(errmsg("crate_sync: verify of %s.%s given up after " INT64_FORMAT " rows: %s",
 					st->def->schemaname, st->def->relname, run->rows, why ? why : "no reason given"),
@@ -1573,6 +1614,7 @@ finish(SyncTable *st, VerifyRun *run)
 	CommitTransactionCommand();
 
 	left = run->ndifferent - run->nrepaired + parked;
+	keep_outcome(st, run, run->ndifferent + parked, left == 0, NULL);
 	ereport(LOG,
 			(errmsg("crate_sync: verify of %s.%s finished: " INT64_FORMAT " rows compared, " INT64_FORMAT " differences found%s",
 					st->def->schemaname, st->def->relname, run->rows, run->ndifferent + parked,
