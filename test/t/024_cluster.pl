@@ -36,6 +36,7 @@ sub start_crate
 		open STDOUT, '>>', "$dir/out$i";
 		open STDERR, '>&', \*STDOUT;
 		$ENV{CRATE_HEAP_SIZE} = '512m';
+		$ENV{CRATE_DISABLE_GC_LOGGING} = 1;	# its directory may be another's
 		exec $crate, "-Cpath.data=$dir/data$i", "-Cpath.logs=$dir/logs$i", "-Cpath.repo=$dir/repo", '-Cnetwork.host=127.0.0.1',
 		  "-Chttp.port=$http[$i]", "-Ctransport.tcp.port=$transport[$i]", "-Cpsql.port=$pgwire[$i]", "-Cnode.name=n$i",
 		  '-Ccluster.name=crate_sync_test', '-Cdiscovery.seed_hosts=' . join(',', map { "127.0.0.1:$_" } @transport),
