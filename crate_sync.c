@@ -64,6 +64,7 @@ _PG_init(void)
 {
 	cs_preloaded = process_shared_preload_libraries_in_progress;
 	settings_define(check_target);
+	wake_init();
 	capture_init();
 	early_init();
 

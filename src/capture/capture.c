@@ -24,6 +24,7 @@
 #include "access/xact.h"
 #include "base/settings.h"
 #include "capture/capture.h"
+#include "capture/detached.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
@@ -31,14 +32,12 @@
 #include "queue/key.h"
 #include "queue/queue.h"
 #include "shared/live.h"
-#include "shared/wake.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/rel.h"
-#include "worker/overflow.h"
 
 PG_FUNCTION_INFO_V1(crate_sync_capture);
 
@@ -84,11 +83,7 @@ static uint32 n_changes = 0;	/* that relation_changed() was told of */
 static MemoryContext capture_cxt = NULL;	/* emptied at the transaction's end */
 static MemoryContext work_cxt = NULL;	/* emptied after each use */
 static Level *current_level = NULL;
-static bool wrote_chunks = false;	/* in this transaction */
 static bool write_through = false;	/* the pre-commit flush is over */
-static int32 chunk_seq = 0;
-static bool wake_at_commit = false;
-static bool start_at_commit = false;
 
 /* the only callback of a writer's: there are few places for them */
 static void
@@ -197,7 +192,7 @@ capture_rel(Relation rel, Trigger *trigger, CaptureRel *entry)
 		entry->valid = false;
 		entry->trigger = trigger->tgoid;
 		entry->root = root;
-		entry->detached = detach_is_detached(root);
+		entry->detached = detached_is(root);
 		if (!key_layout(RelationGetDescr(rel), trigger->tgnargs, trigger->tgargs,
 						&entry->layout))
 			entry->layout.ncols = 0;
@@ -303,12 +298,10 @@ write_level(Level *level)
 			{
 				if (p->n == 0)
 					continue;	/* its keys were too long */
-				queue_insert(queue, p->root, chunk_seq++, p->layout.id, p->n,
-							 p->buf.data, p->buf.len);
+				queue_insert(queue, p->root, p->layout.id, p->n, p->buf.data, p->buf.len);
 			}
 		}
 		table_close(queue, NoLock);
-		wrote_chunks = true;
 	}
 	/* without a queue the extension has just been dropped: nothing to keep */
 	work_end(oldcxt);
@@ -563,34 +556,10 @@ crate_sync_capture(PG_FUNCTION_ARGS)
 	return PointerGetDatum(NULL);
 }
 
-void
-capture_queue_key(Oid relid, int32 layout, const char *packed, int packed_len)
-{
-	const char *keys;
-	int			len;
-	int			n = key_chunk(packed, packed_len, &keys, &len);
-
-	capture_queue_packed(relid, layout, keys, len, n);
-	if (n == KEY_LONG)
-		pfree(unconstify(char *, keys));
-}
-
-void
-capture_queue_packed(Oid relid, int32 layout, const char *keys, int len, int n)
-{
-	Relation	queue = queue_open_for_write();
-
-	if (queue == NULL)
-		return;
-	queue_insert(queue, relid, chunk_seq++, layout, n, keys, len);
-	table_close(queue, NoLock);
-	wrote_chunks = true;
-}
-
 bool
 capture_pending(void)
 {
-	if (wrote_chunks)
+	if (queue_wrote())
 		return true;
 	for (Level *level = current_level; level != NULL; level = level->parent)
 	{
@@ -600,35 +569,14 @@ capture_pending(void)
 	return false;
 }
 
-void
-cs_wake_worker_at_commit(void)
-{
-	wake_at_commit = true;
-}
-
-bool
-cs_wakes_worker_at_commit(void)
-{
-	return wake_at_commit;
-}
-
-void
-cs_start_worker_at_commit(void)
-{
-	start_at_commit = true;
-}
-
 static void
 capture_forget(void)
 {
 	current_level = NULL;
 	if (capture_cxt != NULL)
 		MemoryContextReset(capture_cxt);
-	wrote_chunks = false;
 	write_through = false;
-	wake_at_commit = false;
-	start_at_commit = false;
-	chunk_seq = 0;
+	queue_writer_end();
 }
 
 static void
@@ -646,13 +594,8 @@ capture_xact_callback(XactEvent event, void *arg)
 
 		case XACT_EVENT_COMMIT:
 			/* nothing in here may throw */
-			if (start_at_commit)
-				launcher_start_worker();
-			if (wrote_chunks || wake_at_commit)
-			{
-				if (cs_sync_on_commit || wake_at_commit)
-					live_wake();
-			}
+			if (cs_sync_on_commit && queue_wrote())
+				live_wake();
 			capture_forget();
 			break;
 

@@ -31,15 +31,6 @@ extern CaptureRel *capture_row(CaptureRel *entry, Relation rel, Trigger *trigger
 /* registers the transaction callbacks; once per process, from _PG_init */
 extern void capture_init(void);
 
-/*
- * Queues n keys that are packed already, in this transaction.  One call makes
- * one chunk: len is at most KEY_CHUNK_BYTES.
- */
-extern void capture_queue_packed(Oid relid, int32 layout, const char *keys, int len, int n);
-
-/* the same with one key that was packed alone, however long it is */
-extern void capture_queue_key(Oid relid, int32 layout, const char *packed, int packed_len);
-
 /* has this transaction queued keys? */
 extern bool capture_pending(void);
 

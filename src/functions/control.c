@@ -36,37 +36,6 @@ PG_FUNCTION_INFO_V1(crate_sync_wait_for_sync);
 PG_FUNCTION_INFO_V1(crate_sync_worker_status);
 PG_FUNCTION_INFO_V1(crate_sync_heartbeat);
 
-bool
-cs_worker_is_running(void)
-{
-	LiveDatabase db;
-
-	return live_look(&db) && db.pid != 0;
-}
-
-char *
-cs_worker_trouble(void)
-{
-	LiveDatabase db;
-
-	if (!live_look(&db) || strncmp(db.state, "target", 6) != 0)
-		return NULL;
-	return psprintf("%s: %s", db.state, db.last_error);
-}
-
-void
-cs_worker_let_go(void)
-{
-	LiveDatabase *db = live_database(MyDatabaseId, false);
-	LiveDatabase copy;
-
-	if (db != NULL && live_look(&copy) && copy.proc != NULL)
-	{
-		pg_atomic_write_u32(&db->let_go, 1);
-		SetLatch(&copy.proc->procLatch);
-	}
-}
-
 /* runs statements on the catalog as the extension */
 static void
 run_elevated(const char *const *sql, int n)
@@ -83,14 +52,6 @@ run_elevated(const char *const *sql, int n)
 	}
 	SPI_finish();
 	descend(&e);
-}
-
-const char *
-cs_target_hint(void)
-{
-	return cs_preloaded ?
-		"ALTER SYSTEM SET crate_sync.target = 'http://host:4200'; SELECT pg_reload_conf();" :
-		"LOAD 'crate_sync'; ALTER SYSTEM SET crate_sync.target = 'http://host:4200'; SELECT pg_reload_conf();";
 }
 
 /* what is preloaded already has to stay, and each library needs its own quotes */
@@ -122,17 +83,6 @@ preload_hint(void)
 		appendStringInfo(&hint, "%s, ", quote_literal_cstr(lfirst(lc)));
 	appendStringInfoString(&hint, "'crate_sync'; and restart the server.");
 	return hint.data;
-}
-
-/* this session's setting may be older than the worker's */
-char *
-cs_target_in_use(void)
-{
-	LiveDatabase db;
-
-	if (live_look(&db) && db.pid != 0)
-		return pstrdup(db.target);
-	return pstrdup(cs_target ? cs_target : "");
 }
 
 Datum

@@ -23,6 +23,8 @@
 #include "base/settings.h"
 #include "base/xact.h"
 #include "capture/capture.h"
+#include "capture/detached.h"
+#include "capture/triggers.h"
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaddress.h"
@@ -30,7 +32,6 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_inherits.h"
-#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/event_trigger.h"
 #include "commands/extension.h"
@@ -40,8 +41,8 @@
 #include "functions/tables.h"
 #include "mirror/mirror.h"
 #include "nodes/parsenodes.h"
-#include "parser/parse_func.h"
 #include "parser/scansup.h"
+#include "queue/queue.h"
 #include "shared/wake.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
@@ -54,7 +55,6 @@
 #include "utils/resowner.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
-#include "worker/overflow.h"
 
 PG_FUNCTION_INFO_V1(crate_sync_add_table);
 PG_FUNCTION_INFO_V1(crate_sync_remove_table);
@@ -74,9 +74,6 @@ PG_FUNCTION_INFO_V1(crate_sync_before_drop);
 
 /* rows of crate_sync.failed read at a time */
 #define FAILED_FETCH_ROWS 1000
-
-/* ms for which the worker waits for locks on a table that is never without a writer */
-#define ATTACH_PATIENCE_MS 100
 
 /* the worker looks at the catalog again once this transaction has committed */
 static void
@@ -224,241 +221,6 @@ chosen_specs(FunctionCallInfo fcinfo)
 			owned = lappend(owned, spec);
 	}
 	return owned;
-}
-
-/* ---------------------------------------------------------------------------
- * Triggers
- * ------------------------------------------------------------------------ */
-
-Oid
-attach_capture_function(void)
-{
-	return LookupFuncName(list_make2(makeString(CS_SCHEMA), makeString("capture")),
-						  0, NULL, false);
-}
-
-/* is there such a trigger, ours and for this key?  *always: ENABLE ALWAYS */
-static bool
-has_trigger(Relation rel, const char *name, List *key, bool *exists, bool *always)
-{
-	Oid			funcid = attach_capture_function();
-	TriggerDesc *desc = rel->trigdesc;
-
-	*exists = *always = false;
-	for (int i = 0; desc != NULL && i < desc->numtriggers; i++)
-	{
-		Trigger    *trigger = &desc->triggers[i];
-		ListCell   *lc;
-		int			arg = 0;
-
-		if (strcmp(trigger->tgname, name) != 0)
-			continue;
-		*exists = true;
-		*always = trigger->tgenabled == TRIGGER_FIRES_ALWAYS;
-		if (trigger->tgfoid != funcid || trigger->tgnargs != list_length(key))
-			return false;
-		foreach(lc, key)
-		{
-			if (strcmp(trigger->tgargs[arg++], lfirst(lc)) != 0)
-				return false;
-		}
-		return true;
-	}
-	return false;
-}
-
-/* the worker's: writers queue behind its request for a lock, and not for long; 0: whoever waits */
-static TimestampTz patience_until = 0;
-
-static bool
-lock_members(List *members, LOCKMODE lockmode, bool wait)
-{
-	ListCell   *lc;
-
-	foreach(lc, members)
-	{
-		if (ConditionalLockRelationOid(lfirst_oid(lc), lockmode))
-			continue;
-		if (!wait)
-			return false;
-		if (patience_until != 0)
-		{
-			long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), patience_until);
-
-			if (ms <= 0)
-				return false;
-			LockTimeout = (int) ms;
-		}
-		LockRelationOid(lfirst_oid(lc), lockmode);
-	}
-	return true;
-}
-
-/*
- * Mends one trigger of one member of a tree of partitions; returns whether it
- * did.  create: the trigger is the member's own; else it is a clone, which
- * comes and goes with the root's, and can only be disabled.
- */
-static bool
-ensure_trigger(Oid relid, List *tree, const char *name, const char *event, List *key,
-			   bool create, bool wait)
-{
-	bool		row = strcmp(event, "TRUNCATE") != 0;
-	List	   *members = row && create ? tree : list_make1_oid(relid);
-	char	   *table;
-	Relation	rel;
-	bool		exists = false;
-	bool		always = false;
-	bool		good = false;
-
-	/* a look first: a lock that is not needed would only be in writers' way */
-	for (int pass = 0; pass < 2; pass++)
-	{
-		LOCKMODE	lockmode = pass == 0 ? AccessShareLock :
-			!good && exists && create ? AccessExclusiveLock : ShareRowExclusiveLock;
-
-		if (!lock_members(pass == 0 ? list_make1_oid(relid) : members, lockmode, wait))
-			return false;
-		rel = try_relation_open(relid, NoLock);
-		if (rel == NULL)
-			return false;
-		good = has_trigger(rel, name, key, &exists, &always);
-		relation_close(rel, NoLock);
-		if ((good && always) || (!exists && !create))
-			return false;
-	}
-
-	table = qualified_name(relid);
-	if (!good && create)
-	{
-		StringInfoData args;
-		ObjectAddress trigger;
-		ObjectAddress extension;
-		ListCell   *lc;
-
-		if (exists)
-			run_utility(psprintf("DROP TRIGGER %s ON %s", name, table));
-		initStringInfo(&args);
-		foreach(lc, key)
-			appendStringInfo(&args, "%s%s", args.len > 0 ? ", " : "",
-							 quote_literal_cstr(lfirst(lc)));
-		run_utility(psprintf("CREATE TRIGGER %s AFTER %s ON %s FOR EACH %s"
-							 " EXECUTE FUNCTION " CS_SCHEMA ".capture(%s)",
-							 name, event, table, row ? "ROW" : "STATEMENT", args.data));
-
-		/*
-		 * Without this DROP EXTENSION would be refused for the trigger's
-		 * sake.  ALTER TRIGGER ... DEPENDS ON EXTENSION does the same, but
-		 * under a lock that keeps readers out.
-		 */
-		ObjectAddressSet(trigger, TriggerRelationId, get_trigger_oid(relid, name, false));
-		ObjectAddressSet(extension, ExtensionRelationId, get_extension_oid("crate_sync", false));
-		recordDependencyOn(&trigger, &extension, DEPENDENCY_AUTO_EXTENSION);
-	}
-
-	/* logical replication's apply has to be mirrored too */
-	run_utility(psprintf("ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %s", table, name));
-	return true;
-}
-
-static bool
-ensure_triggers(Oid relid, List *key, bool wait)
-{
-	List	   *tree = find_all_inheritors(relid, NoLock, NULL);
-	bool		changed = false;
-	ListCell   *lc;
-
-	SPI_connect();
-	/* the row trigger is cloned to partitions; one on TRUNCATE is not */
-	foreach(lc, tree)
-	{
-		Oid			member = lfirst_oid(lc);
-
-		changed |= ensure_trigger(member, tree, CS_TRIGGER, "INSERT OR UPDATE OR DELETE",
-								  key, member == relid, wait);
-		changed |= ensure_trigger(member, tree, CS_TRUNCATE_TRIGGER, "TRUNCATE", key, true, wait);
-	}
-	SPI_finish();
-	return changed;
-}
-
-bool
-attach_ensure_triggers(Oid relid, List *key_columns)
-{
-	int			lock_timeout = LockTimeout;
-	volatile bool changed = false;
-
-	patience_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ATTACH_PATIENCE_MS);
-	PG_TRY();
-	{
-		changed = ensure_triggers(relid, key_columns, true);
-	}
-	PG_FINALLY();
-	{
-		LockTimeout = lock_timeout;
-		patience_until = 0;
-	}
-	PG_END_TRY();
-	return changed;
-}
-
-/* appends DROP TRIGGER commands for the relids and names that SPI has found */
-static List *
-drop_commands(List *commands, MemoryContext cxt, bool wait)
-{
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		HeapTuple	tup = SPI_tuptable->vals[i];
-		char	   *name = SPI_getvalue(tup, SPI_tuptable->tupdesc, 2);
-		bool		isnull;
-		Oid			relid = DatumGetObjectId(SPI_getbinval(tup, SPI_tuptable->tupdesc, 1, &isnull));
-		MemoryContext old = MemoryContextSwitchTo(cxt);
-
-		if (lock_members(list_make1_oid(relid), AccessExclusiveLock, wait) &&
-			SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)) &&
-			OidIsValid(get_trigger_oid(relid, name, true)))
-			commands = lappend(commands, psprintf("DROP TRIGGER %s ON %s", quote_identifier(name),
-												  qualified_name(relid)));
-		MemoryContextSwitchTo(old);
-	}
-	return commands;
-}
-
-/*
- * Takes all triggers of ours off a table and its partitions; and off tables
- * that were partitions of some table once: DETACH took the clone of the row
- * trigger away and left the one on TRUNCATE, which nobody needs.
- */
-static void
-drop_triggers(Oid relid)
-{
-	List	   *tree = find_all_inheritors(relid, AccessExclusiveLock, NULL);
-	MemoryContext cxt = CurrentMemoryContext;
-	Oid			types[] = {OIDOID, OIDOID};
-	Datum		args[] = {ObjectIdGetDatum(attach_capture_function()), (Datum) 0};
-	List	   *commands = NIL;
-	ListCell   *lc;
-
-	SPI_connect();
-	foreach(lc, tree)
-	{
-		/* clones go with what they are clones of */
-		args[1] = ObjectIdGetDatum(lfirst_oid(lc));
-		run_sql("SELECT tgrelid, tgname FROM pg_catalog.pg_trigger"
-				" WHERE tgfoid = $1 AND tgrelid = $2 AND tgparentid = 0", 2, types, args, NULL);
-		commands = drop_commands(commands, cxt, true);
-	}
-	foreach(lc, commands)
-		run_utility(lfirst(lc));
-
-	run_sql("SELECT t.tgrelid, t.tgname FROM pg_catalog.pg_trigger t"
-			" WHERE t.tgfoid = $1 AND t.tgtype & 1 = 0"
-			" AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger r WHERE r.tgrelid = t.tgrelid"
-			" AND r.tgfoid = t.tgfoid AND r.tgtype & 1 = 1)", 1, types, args, NULL);
-	commands = drop_commands(NIL, cxt, false);
-	foreach(lc, commands)
-		run_utility(lfirst(lc));
-	SPI_finish();
 }
 
 /* ---------------------------------------------------------------------------
@@ -645,19 +407,6 @@ delete_mirror(const MirrorSpec *spec, bool drop_target)
 	tell_worker();
 }
 
-/* whatever a former mirror of a table has left: it queues its changes */
-static void
-capture_anew(Oid relid)
-{
-	Oid			types[] = {OIDOID};
-	Datum		values[] = {ObjectIdGetDatum(relid)};
-
-	SPI_connect();
-	if (run_sql("DELETE FROM crate_sync.detached WHERE relid = $1", 1, types, values, NULL) > 0)
-		detach_forget(relid);
-	SPI_finish();
-}
-
 /* false if the target table is somebody's already, or the relation mirrored */
 static bool
 insert_mirror(const MirrorTable *table, const MirrorSpec *spec, bool copy_data)
@@ -761,8 +510,8 @@ add_table(MirrorSpec *spec, bool copy_data, bool if_not_exists, bool *added)
 		delete_mirror(other, false);
 	if (!insert_mirror(table, spec, copy_data))
 		target_in_use(table, spec_of_target(&table->target));
-	capture_anew(spec->relid);
-	ensure_triggers(spec->relid, key, true);
+	detached_remove_all(spec->relid);
+	triggers_ensure(spec->relid, key, true);
 	tell_worker();
 	descend(&e);
 
@@ -1005,7 +754,7 @@ crate_sync_remove_table(PG_FUNCTION_ARGS)
 
 	elevate(&e);
 	if (there)
-		drop_triggers(relid);
+		triggers_drop(relid);
 	delete_mirror(spec, drop_target);
 	descend(&e);
 	PG_RETURN_BOOL(true);
@@ -1054,9 +803,9 @@ attach_follow(MirrorSpec *spec, Oid relid, bool wait)
 	{
 		if ((old < relid) == (i == 0))
 			have_old = have_old &&
-				lock_members(list_make1_oid(old), AccessExclusiveLock, wait_old) &&
-				lock_members(find_all_inheritors(old, NoLock, NULL), AccessExclusiveLock, wait_old);
-		else if (!lock_members(list_make1_oid(relid), ShareRowExclusiveLock, wait))
+				triggers_lock(list_make1_oid(old), AccessExclusiveLock, wait_old) &&
+				triggers_lock(find_all_inheritors(old, NoLock, NULL), AccessExclusiveLock, wait_old);
+		else if (!triggers_lock(list_make1_oid(relid), ShareRowExclusiveLock, wait))
 			return false;
 	}
 	rel = try_relation_open(relid, NoLock);
@@ -1069,7 +818,7 @@ attach_follow(MirrorSpec *spec, Oid relid, bool wait)
 	}
 
 	tree = find_all_inheritors(relid, NoLock, NULL);
-	if ((list_member_oid(tree, old) && !have_old) || !lock_members(tree, ShareRowExclusiveLock, wait))
+	if ((list_member_oid(tree, old) && !have_old) || !triggers_lock(tree, ShareRowExclusiveLock, wait))
 	{
 		relation_close(rel, NoLock);
 		return not_to_be_had(spec, wait);
@@ -1104,11 +853,11 @@ attach_follow(MirrorSpec *spec, Oid relid, bool wait)
 
 	/* a partition that was mirrored by itself has triggers of its own */
 	if (have_old)
-		drop_triggers(old);
+		triggers_drop(old);
 	check_partition_tree(rel);
 	relation_close(rel, NoLock);
-	capture_anew(relid);
-	ensure_triggers(relid, key, wait);
+	detached_remove_all(relid);
+	triggers_ensure(relid, key, wait);
 	tell_worker();
 	return true;
 }
@@ -1545,7 +1294,7 @@ crate_sync_retry_failed(PG_FUNCTION_ARGS)
 				bytea	   *key = DatumGetByteaPP(stored);
 
 				/* the row stays failed until it has arrived */
-				capture_queue_key(spec->relid, layout, VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
+				queue_put_key(spec->relid, layout, VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
 				if ((Pointer) key != DatumGetPointer(stored))
 					pfree(key);
 			}

@@ -13,20 +13,6 @@
 #include "nodes/pg_list.h"
 
 /*
- * Mends our triggers on a mirrored table and, for TRUNCATE, on each of its
- * partitions: those missing, not ENABLE ALWAYS or made for another key.
- * Locks only what needs mending.  A table that always has some writer is never
- * free by itself, so its lock is waited for, for a moment: writers that come
- * behind wait as long.  Then it throws, or leaves the rest for another time.
- * The caller acts as a superuser with a fixed search_path.  Returns whether
- * anything was mended, that is, whether changes may have gone unseen.
- */
-extern bool attach_ensure_triggers(Oid relid, List *key_columns);
-
-/* the OID of crate_sync.capture() */
-extern Oid	attach_capture_function(void);
-
-/*
  * Hands a mirror over to another relation, which has the name now that
  * spec->relid was added by: the catalog's row, our triggers, and a full load
  * that is asked for.  An error says what of the relation does not fit.  The

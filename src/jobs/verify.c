@@ -32,7 +32,6 @@
 #include "access/xact.h"
 #include "base/bounded.h"
 #include "base/point.h"
-#include "capture/capture.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
@@ -1070,14 +1069,14 @@ record_differences(SyncTable *st, VerifyRun *run, List *differences)
 		{
 			/* this chunk is full, or the key longer than any */
 			if (nkeys > 0)
-				capture_queue_packed(st->relid, st->layout.id, packed.data, packed.len, nkeys);
+				queue_put(st->relid, st->layout.id, packed.data, packed.len, nkeys);
 			nkeys = 0;
 			resetStringInfo(&packed);
 			key_run_start(&keys, &st->layout);
 			if (!key_pack(&keys, &packed, values))
 			{
 				if (key_pack_alone(&st->layout, &packed, values))
-					capture_queue_key(st->relid, st->layout.id, packed.data, packed.len);
+					queue_put_key(st->relid, st->layout.id, packed.data, packed.len);
 				resetStringInfo(&packed);
 				continue;
 			}
@@ -1086,7 +1085,7 @@ record_differences(SyncTable *st, VerifyRun *run, List *differences)
 	}
 	reader_end_cells();
 	if (nkeys > 0)
-		capture_queue_packed(st->relid, st->layout.id, packed.data, packed.len, nkeys);
+		queue_put(st->relid, st->layout.id, packed.data, packed.len, nkeys);
 	SPI_finish();
 	PopActiveSnapshot();
 	CommitTransactionCommand();

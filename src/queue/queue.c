@@ -77,6 +77,10 @@ static const char *const queue_names[QUEUE_TABLES] =
 
 static Oid	queue_relids[QUEUE_TABLES]; /* InvalidOid: to be looked up */
 
+/* in this transaction */
+static int32 chunk_seq = 0;
+static bool wrote_chunks = false;
+
 void
 queue_forget_relid(Oid relid)
 {
@@ -210,8 +214,7 @@ insert_tuple(Relation queue, Datum *values)
 }
 
 void
-queue_insert(Relation queue, Oid relid, int32 seq, int32 layout, int n,
-			 const char *keys, int len)
+queue_insert(Relation queue, Oid relid, int32 layout, int n, const char *keys, int len)
 {
 	Datum		values[Q_NATTS];
 	bytea	   *packed = palloc(VARHDRSZ + len);
@@ -229,7 +232,7 @@ queue_insert(Relation queue, Oid relid, int32 seq, int32 layout, int n,
 	values[Q_XID] = FullTransactionIdGetDatum(GetTopFullTransactionId());
 	values[Q_QUEUED_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
 	values[Q_RELID] = ObjectIdGetDatum(relid);
-	values[Q_SEQ] = Int32GetDatum(seq);
+	values[Q_SEQ] = Int32GetDatum(chunk_seq++);
 	values[Q_LAYOUT] = Int32GetDatum(layout);
 	values[Q_N] = Int32GetDatum(n);
 	values[Q_KEYS] = PointerGetDatum(packed);
@@ -249,6 +252,43 @@ queue_insert(Relation queue, Oid relid, int32 seq, int32 layout, int n,
 	}
 	PG_END_TRY();
 	pfree(packed);
+	wrote_chunks = true;
+}
+
+void
+queue_put_key(Oid relid, int32 layout, const char *packed, int packed_len)
+{
+	const char *keys;
+	int			len;
+	int			n = key_chunk(packed, packed_len, &keys, &len);
+
+	queue_put(relid, layout, keys, len, n);
+	if (n == KEY_LONG)
+		pfree(unconstify(char *, keys));
+}
+
+void
+queue_put(Oid relid, int32 layout, const char *keys, int len, int n)
+{
+	Relation	queue = queue_open_for_write();
+
+	if (queue == NULL)
+		return;
+	queue_insert(queue, relid, layout, n, keys, len);
+	table_close(queue, NoLock);
+}
+
+bool
+queue_wrote(void)
+{
+	return wrote_chunks;
+}
+
+void
+queue_writer_end(void)
+{
+	wrote_chunks = false;
+	chunk_seq = 0;
 }
 
 /* ---------------------------------------------------------------------

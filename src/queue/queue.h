@@ -42,15 +42,28 @@ typedef struct QueueChunk
 
 /* ---- writers ---- */
 
+/* a relation was changed: its OID may be another now; InvalidOid: any */
+extern void queue_forget_relid(Oid relid);
+
 /*
  * A generation to write to, open and locked until the transaction ends; NULL
  * if there is no queue.
  */
-/* a relation was changed: its OID may be another now; InvalidOid: any */
-extern void queue_forget_relid(Oid relid);
 extern Relation queue_open_for_write(void);
-extern void queue_insert(Relation queue, Oid relid, int32 seq, int32 layout, int n,
-						 const char *keys, int len);
+extern void queue_insert(Relation queue, Oid relid, int32 layout, int n, const char *keys, int len);
+
+/*
+ * Queues n keys that are packed already, in this transaction.  One call makes
+ * one chunk: len is at most KEY_CHUNK_BYTES.
+ */
+extern void queue_put(Oid relid, int32 layout, const char *keys, int len, int n);
+
+/* the same with one key that was packed alone, however long it is */
+extern void queue_put_key(Oid relid, int32 layout, const char *packed, int packed_len);
+
+/* has this transaction written chunks?  Until it is told that it has ended. */
+extern bool queue_wrote(void);
+extern void queue_writer_end(void);
 
 /* ---- the worker; each call in a transaction of its caller ---- */
 

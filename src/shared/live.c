@@ -191,12 +191,6 @@ live_database(Oid dboid, bool create)
 }
 
 void
-cs_wake_worker_now(void)
-{
-	live_wake();
-}
-
-void
 live_wake(void)
 {
 	LiveDatabase *db;

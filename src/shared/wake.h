@@ -5,10 +5,11 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef CRATE_SYNC_WORKER_H
-#define CRATE_SYNC_WORKER_H
+#ifndef CRATE_SYNC_WAKE_H
+#define CRATE_SYNC_WAKE_H
 
 #include "base/base.h"
+#include "shared/live.h"
 
 /* at the end of this transaction, if it commits: wake this database's worker */
 extern void cs_wake_worker_at_commit(void);
@@ -22,6 +23,9 @@ extern void cs_start_worker_at_commit(void);
 
 /* asks the launcher for a worker here, starting a launcher too; never throws */
 extern void launcher_start_worker(void);
+
+/* notes in a database's slot that there is no room for another process */
+extern void launcher_tell_no_slot(LiveShared *live, LiveDatabase *db);
 
 extern bool cs_worker_is_running(void);
 
@@ -49,4 +53,7 @@ extern PGDLLEXPORT void crate_sync_worker_main(Datum arg);
 
 extern void cs_register_launcher(void); /* at preload */
 
-#endif							/* CRATE_SYNC_WORKER_H */
+/* registers the transaction callback; once per process, from _PG_init */
+extern void wake_init(void);
+
+#endif							/* CRATE_SYNC_WAKE_H */

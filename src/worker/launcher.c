@@ -39,65 +39,6 @@
 #define LAUNCHER_PROBES 2
 
 static void
-describe_launcher(BackgroundWorker *bgw)
-{
-	memset(bgw, 0, sizeof(BackgroundWorker));
-	snprintf(bgw->bgw_name, BGW_MAXLEN, "crate_sync launcher");
-	snprintf(bgw->bgw_type, BGW_MAXLEN, "crate_sync launcher");
-	snprintf(bgw->bgw_library_name, sizeof(bgw->bgw_library_name), "crate_sync");
-	snprintf(bgw->bgw_function_name, sizeof(bgw->bgw_function_name), "crate_sync_launcher_main");
-	bgw->bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	bgw->bgw_start_time = BgWorkerStart_RecoveryFinished;
-	bgw->bgw_restart_time = 5;
-}
-
-void
-cs_register_launcher(void)
-{
-	BackgroundWorker bgw;
-
-	describe_launcher(&bgw);
-	RegisterBackgroundWorker(&bgw);
-}
-
-static void
-tell_no_slot(LiveShared *live, LiveDatabase *db)
-{
-	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
-	strlcpy(db->hint, "No worker slot was free: raise max_worker_processes, restart the server.",
-			sizeof(db->hint));
-	LWLockRelease(&live->lock);
-}
-
-/* called when a transaction has committed: nothing in here may throw */
-void
-launcher_start_worker(void)
-{
-	LiveShared *live = live_attach();
-	LiveDatabase *db = live_database(MyDatabaseId, true);
-	BackgroundWorker bgw;
-	PGPROC	   *launcher;
-
-	if (live == NULL || db == NULL)
-		return;
-	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
-	db->wanted = LIVE_WANTED;
-	db->failures = 0;
-	db->next_start = 0;
-	launcher = live->launcher;
-	LWLockRelease(&live->lock);
-
-	if (launcher != NULL)
-		SetLatch(&launcher->procLatch);
-	else
-	{
-		describe_launcher(&bgw);
-		if (!RegisterDynamicBackgroundWorker(&bgw, NULL))
-			tell_no_slot(live, db);
-	}
-}
-
-static void
 launcher_exit(int code, Datum arg)
 {
 	LiveShared *live = live_attach();
@@ -176,7 +117,7 @@ visit_databases(LiveShared *live)
 			said_no_slot = false;
 		else
 		{
-			tell_no_slot(live, db);
+			launcher_tell_no_slot(live, db);
 			if (!said_no_slot)
 				ereport(WARNING,
 						(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),

@@ -22,11 +22,13 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "base/settings.h"
+#include "capture/detached.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "executor/tuptable.h"
+#include "pipeline/table.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
@@ -35,67 +37,6 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "worker/overflow.h"
-
-bool
-detach_is_detached(Oid root)
-{
-	Oid			relid = get_relname_relid("detached", get_namespace_oid(CS_SCHEMA, true));
-	Relation	rel;
-	TableScanDesc scan;
-	TupleTableSlot *slot;
-	Snapshot	snapshot;
-	bool		found = false;
-
-	if (!OidIsValid(relid) || !ConditionalLockRelationOid(relid, AccessShareLock))
-		return false;
-	rel = try_relation_open(relid, NoLock);
-	if (rel == NULL)
-		return false;
-	/* as of now: a writer's own snapshot may be older than the decision */
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	scan = table_beginscan(rel, snapshot, 0, NULL);
-	slot = table_slot_create(rel, NULL);
-	while (!found && table_scan_getnextslot(scan, ForwardScanDirection, slot))
-	{
-		bool		isnull;
-
-		found = DatumGetObjectId(slot_getattr(slot, 1, &isnull)) == root;
-	}
-	ExecDropSingleTupleTableSlot(slot);
-	table_endscan(scan);
-	UnregisterSnapshot(snapshot);
-	table_close(rel, AccessShareLock);
-	return found;
-}
-
-void
-detach_forget(Oid root)
-{
-	List	   *tree = find_all_inheritors(root, NoLock, NULL);
-	ListCell   *lc;
-
-	foreach(lc, tree)
-		CacheInvalidateRelcacheByRelid(lfirst_oid(lc));
-}
-
-/*
- * What somebody is removing or adding at this moment is left to him: we would
- * wait for the end of his transaction.  Returns the rows processed.
- */
-static uint64
-run_on_mirror(const char *sql, const SyncTable *st)
-{
-	Oid			types[2] = {OIDOID, INT4OID};
-	Datum		values[2] = {ObjectIdGetDatum(st->relid), Int32GetDatum(st->spec.mirror_id)};
-	uint64		n;
-
-	SPI_connect();
-	if (SPI_execute_with_args(sql, 2, types, values, NULL, false, 0) < 0)
-		elog(ERROR, "%s failed", sql);
-	n = SPI_processed;
-	SPI_finish();
-	return n;
-}
 
 typedef struct Fullest
 {
@@ -188,18 +129,14 @@ detach_check(void)
 	state_ack(true);			/* what it is, before anything is missed */
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	(void) run_on_mirror("INSERT INTO crate_sync.detached (relid) SELECT $1 FROM crate_sync.mirror"
-						 " WHERE mirror_id = $2 AND relid = $1 FOR KEY SHARE SKIP LOCKED"
-						 " ON CONFLICT DO NOTHING", st);
-	detach_forget(st->relid);
+	detached_add(st->relid, st->spec.mirror_id);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	/* not those of a mirror that has taken this one's place */
-	if (run_on_mirror("SELECT FROM crate_sync.mirror WHERE mirror_id = $2 AND relid = $1"
-					  " FOR KEY SHARE SKIP LOCKED", st) > 0)
+	if (detached_is_ours(st->relid, st->spec.mirror_id))
 		queue_delete_relation(st->relid);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -221,9 +158,7 @@ detach_reattach(SyncTable *st)
 	if (!st->attached_again)
 	{
 		/* switch capture on; committed before we look who is writing */
-		(void) run_on_mirror("DELETE FROM crate_sync.detached WHERE relid IN (SELECT relid"
-							 " FROM crate_sync.detached WHERE relid = $1 AND $2 > 0 FOR UPDATE SKIP LOCKED)", st);
-		detach_forget(st->relid);
+		detached_remove(st->relid, st->spec.mirror_id);
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 		st->attached_again = true;

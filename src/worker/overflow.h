@@ -10,12 +10,6 @@
 
 #include "pipeline/table.h"
 
-/* is capture of this relation off?  Asked by triggers, once per cache entry. */
-extern bool detach_is_detached(Oid root);
-
-/* has every backend look again whether the relation is captured */
-extern void detach_forget(Oid root);
-
 /* looks at the queue's size and acts on it; cheap, every second or so */
 extern void detach_check(void);
 

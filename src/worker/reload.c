@@ -18,6 +18,7 @@
 #include "base/bounded.h"
 #include "base/point.h"
 #include "base/settings.h"
+#include "capture/triggers.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
@@ -585,7 +586,7 @@ table_shape(SyncTable *st, const MirrorTable *def, Shape *shape)
 		elems[n++] = ObjectIdGetDatum(lfirst_oid(lc));
 	values[0] = ObjectIdGetDatum(st->relid);
 	values[1] = Int64GetDatum(strtoll(shape_word(st->shape, 4, &len), NULL, 10));
-	values[2] = ObjectIdGetDatum(attach_capture_function());
+	values[2] = ObjectIdGetDatum(triggers_function());
 	values[3] = PointerGetDatum(construct_array(elems, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
 
 	memset(shape, 0, sizeof(Shape));
@@ -951,7 +952,7 @@ mend_triggers(SyncTable *st, List *key_columns)
 	PG_TRY();
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());
-		mended = attach_ensure_triggers(st->relid, key_columns);
+		mended = triggers_mend(st->relid, key_columns);
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
