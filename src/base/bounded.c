@@ -19,8 +19,19 @@
  * of which a read was cancelled within an hour wait for twice as long as the
  * last one took.  So over a long time such a table costs the others a twentieth
  * of the worker's time at most (a seventh, if it is altered all the time), and
- * however many do so, together, a third, but for the first read of each.  In
- * one turn of the worker's loop, tables that run users' code are served for
+ * however many do so, together, a third.
+ *
+ * An owner's tables answer for each other, as a new one has no past: from the
+ * second of them within an hour on that a read was cancelled of, or that ended
+ * the worker, after each such read all tables of that owner that run users'
+ * code wait: for as long as it took, from the third on for twice, from the
+ * fourth on three times, ... and 20 times as long, and for what all those wait
+ * of which a read was cancelled.  So the first reads of an owner's tables cost
+ * the others two times LAST_LIMIT (20 s) at once, however many there are, then
+ * a third of the time at most, and soon a twentieth.  What of an owner waits
+ * for that reason says so.
+ *
+ * In one turn of the worker's loop, tables that run users' code are served for
  * READ_LIMIT together; the others are served in every turn.
  *
  * The server.  Which relation is being read is written into a file, and so
@@ -92,8 +103,13 @@ static const int pauses[] = {1, 1, 10, 60, 600, 3600};
 #define DATA_LIMIT		((rlim_t) 256 * 1024 * 1024)
 #define ROW_DATA_LIMIT	((rlim_t) 1024 * 1024 * 1024)
 
-/* tables that are remembered; the one that is due first makes room */
+/* tables, and owners, that are remembered; the one that is due first makes room */
 #define RECORDS			64
+#define ACCOUNTS		64
+
+/* of an owner's tables, those that answer for themselves alone; and most */
+#define TABLES_ALLOWED	1
+#define TABLES_COUNTED	(TABLES_ALLOWED + 20)
 
 typedef struct Record
 {
@@ -102,20 +118,32 @@ typedef struct Record
 	int			cuts;			/* reads cancelled */
 	bool		sure;			/* it is to blame, whatever the reads that follow give */
 	bool		crashed;		/* the server went down the last time */
+	bool		told;			/* the log has said that it is left out */
 	TimestampTz last;			/* strike or cut */
 	TimestampTz until;			/* left out */
 } Record;
+
+/* an owner of such tables */
+typedef struct Account
+{
+	Oid			owner;			/* InvalidOid: free */
+	int			tables;			/* that many within an hour */
+	TimestampTz last;			/* strike or cut of any of them */
+	TimestampTz until;			/* none that runs code is read */
+} Account;
 
 /* the file, as it is */
 typedef struct Memory
 {
 	char		magic[8];
 	Oid			reading;		/* the relation that is being read; InvalidOid: none */
+	Oid			owner;			/* whose */
 	TimestampTz gate;			/* before that, nobody is read who was cancelled once */
 	Record		records[RECORDS];
+	Account		accounts[ACCOUNTS];
 } Memory;
 
-static Memory memory = {"crsync1"};
+static Memory memory = {"crsync2"};
 static int	memory_fd = -1;
 
 static bool in_worker = false;
@@ -134,6 +162,7 @@ static struct
 	volatile bool active;
 	bool		code;
 	Oid			relid;
+	Oid			owner;
 	TimestampTz start;
 	clock_t		cpu;			/* then */
 	int			ms;
@@ -204,10 +233,11 @@ memory_write_all(void)
 }
 
 static void
-put_mark(Oid relid)
+put_mark(Oid relid, Oid owner)
 {
 	memory.reading = relid;
-	memory_write(offsetof(Memory, reading), sizeof(Oid));
+	memory.owner = owner;
+	memory_write(offsetof(Memory, reading), 2 * sizeof(Oid));
 }
 
 static void
@@ -245,6 +275,58 @@ record_of(Oid relid, bool create)
 	return unused;
 }
 
+static Account *
+account_of(Oid owner, bool create)
+{
+	Account    *unused = &memory.accounts[0];
+
+	for (int i = 0; i < ACCOUNTS; i++)
+	{
+		Account    *a = &memory.accounts[i];
+
+		if (a->owner == owner)
+			return a;
+		if (!OidIsValid(a->owner) || (OidIsValid(unused->owner) && a->until < unused->until))
+			unused = a;
+	}
+	if (!create)
+		return NULL;
+	memset(unused, 0, sizeof(Account));
+	unused->owner = owner;
+	return unused;
+}
+
+/* the owner's, if his tables answer for each other; or NULL */
+static Account *
+account_of_many(Oid owner)
+{
+	Account    *a = account_of(owner, false);
+
+	if (a == NULL || a->tables <= TABLES_ALLOWED ||
+		GetCurrentTimestamp() > TimestampTzPlusMilliseconds(Max(a->last, a->until), FORGET_AFTER))
+		return NULL;
+	return a;
+}
+
+/* a read cost so many ms; first: of that table, within an hour */
+static void
+charge_owner(Oid owner, bool first, int cost)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Account    *a;
+
+	if (!OidIsValid(owner))
+		return;
+	a = account_of(owner, true);
+	if (now > TimestampTzPlusMilliseconds(Max(a->last, a->until), FORGET_AFTER))
+		a->tables = 0;
+	if (first)
+		a->tables = Min(a->tables + 1, TABLES_COUNTED);
+	a->last = now;
+	a->until = Max(a->until,
+				   TimestampTzPlusMilliseconds(now, (int64) cost * Max(a->tables - TABLES_ALLOWED, 0)));
+}
+
 /* what was long ago is not held against it */
 static void
 forget_old(Record *r, TimestampTz now)
@@ -274,25 +356,27 @@ pause_after(const Record *r)
 }
 
 static void
-strike(Oid relid, bool sure, bool crashed)
+strike(Oid relid, Oid owner, bool sure, bool crashed)
 {
 	Record	   *r = record_of(relid, true);
 
 	forget_old(r, GetCurrentTimestamp());
+	charge_owner(owner, r->strikes == 0 && r->cuts == 0, crashed ? READ_LIMIT / 4 : LAST_LIMIT);
 	r->strikes++;
 	if (sure)
 		r->strikes = Max(r->strikes, SURELY_GUILTY);
 	r->sure |= sure;
 	r->crashed = crashed;
+	r->told = false;
 	r->until = 0;
 	leave_out(r, pause_after(r), crashed ? 0 : LAST_LIMIT);
 	memory_write_all();
 }
 
 void
-bounded_blame(Oid relid)
+bounded_blame(Oid relid, Oid owner)
 {
-	strike(relid, true, false);
+	strike(relid, owner, true, false);
 }
 
 void
@@ -306,20 +390,32 @@ bounded_forgive(Oid relid)
 	memory_write_all();
 }
 
-TimestampTz
-bounded_retry_at(Oid relid)
+static TimestampTz
+relation_retry_at(Oid relid)
 {
 	Record	   *r = record_of(relid, false);
-	TimestampTz at;
-	TimestampTz now;
 
 	if (r == NULL)
 		return 0;
-	at = r->until;
-	now = GetCurrentTimestamp();
-	if (now < TimestampTzPlusMilliseconds(r->last, FORGET_AFTER))
-		at = Max(at, memory.gate);
-	return at > now ? at : 0;
+	return GetCurrentTimestamp() < TimestampTzPlusMilliseconds(r->last, FORGET_AFTER) ?
+		Max(r->until, memory.gate) : r->until;
+}
+
+/* until then his tables answer for each other */
+static TimestampTz
+owner_retry_at(Oid owner)
+{
+	Account    *a = OidIsValid(owner) ? account_of_many(owner) : NULL;
+
+	return a ? Max(a->until, memory.gate) : 0;
+}
+
+TimestampTz
+bounded_retry_at(Oid relid, Oid owner)
+{
+	TimestampTz at = Max(relation_retry_at(relid), owner_retry_at(owner));
+
+	return at > GetCurrentTimestamp() ? at : 0;
 }
 
 /* a function, a type or a table was altered: perhaps that was the remedy */
@@ -336,6 +432,12 @@ note_remedy(Oid relid)
 			continue;
 		r->until = Min(r->until, TimestampTzPlusMilliseconds(r->last, REMEDY_PAUSE));
 		any = true;
+	}
+	for (int i = 0; i < ACCOUNTS && !OidIsValid(relid); i++)
+	{
+		Account    *a = &memory.accounts[i];
+
+		a->until = Min(a->until, TimestampTzPlusMilliseconds(a->last, REMEDY_PAUSE));
 	}
 	if (!any)
 		return;
@@ -473,19 +575,20 @@ unlimit_data(void)
  * ------------------------------------------------------------------- */
 
 void
-bounded_begin(Oid relid, bool code, bool alone)
+bounded_begin(Oid relid, Oid owner, bool code, bool alone)
 {
 	if (!in_worker)
 		return;
 	Assert(!section.active);
 	section.code = code;
 	section.relid = relid;
+	section.owner = owner;
 	section.cut = section.swallowed = section.dying = false;
 	section.start = GetCurrentTimestamp();
 	section.cpu = clock();
 	if (code)
 	{
-		put_mark(relid);
+		put_mark(relid, owner);
 		limit_data(alone);
 		code_ran = true;
 	}
@@ -511,12 +614,13 @@ bounded_end(void)
 	if (!section.code)
 		return;
 	unlimit_data();
-	put_mark(InvalidOid);
+	put_mark(InvalidOid, InvalidOid);
 	turn_ms += section.ms;
 	if (section.cut)
 	{
 		r = record_of(section.relid, true);
 		forget_old(r, GetCurrentTimestamp());
+		charge_owner(section.owner, r->strikes == 0 && r->cuts == 0, section.ms);
 		r->cuts = Min(r->cuts + 1, CUTS_COUNTED);
 		leave_out(r, (int64) section.ms * Max(1, r->cuts - CUTS_ALLOWED), section.ms);
 	}
@@ -566,19 +670,34 @@ bounded_hint(const char *schemaname, const char *relname)
 }
 
 char *
-bounded_reproach(Oid relid, char **hint)
+bounded_reproach(Oid relid, char **hint, bool *told)
 {
 	Record	   *r = record_of(relid, false);
 	char	   *schemaname = get_namespace_name(get_rel_namespace(relid));
 	char	   *relname = get_rel_name(relid);
 
-	if (r == NULL || r->strikes == 0 || bounded_retry_at(relid) == 0 ||
+	if (r == NULL || r->strikes == 0 || bounded_retry_at(relid, InvalidOid) == 0 ||
 		schemaname == NULL || relname == NULL)
 		return NULL;
 	*hint = bounded_hint(schemaname, relname);
+	*told = r->told;
+	r->told = true;
+	memory_write_all();
 	if (r->crashed)
 		return psprintf("the server went down while %s.%s was read", schemaname, relname);
 	return psprintf("reading %s.%s does not end, and cannot be cancelled", schemaname, relname);
+}
+
+char *
+bounded_others_reproach(Oid relid, Oid owner, char **hint)
+{
+	TimestampTz at = owner_retry_at(owner);
+
+	if (at <= GetCurrentTimestamp() || at <= relation_retry_at(relid))
+		return NULL;
+	*hint = "See in crate_sync.tables which tables of that owner are in error, and why: once they are mended, or removed, this one goes on by itself.";
+	return psprintf("code of its owner is not run for a while: reading %d of the owner's tables took too much of everybody's time",
+					account_of(owner, false)->tables);
 }
 
 /* ---------------------------------------------------------------------
@@ -639,8 +758,8 @@ bounded_init(void (*remedy) (Oid relid))
 	blamed = memory.reading;
 	if (!OidIsValid(blamed))
 		return false;
-	strike(blamed, false, true);
-	put_mark(InvalidOid);
+	strike(blamed, memory.owner, false, true);
+	put_mark(InvalidOid, InvalidOid);
 	return true;
 }
 
@@ -652,8 +771,8 @@ bounded_exit(void)
 	unlimit_data();
 	/* whoever is asked to leave in the middle of a read that is no slow one has nobody to blame */
 	if (section.dying || !asked_to_die || section_ms() >= READ_LIMIT)
-		strike(section.relid, true, false);
-	put_mark(InvalidOid);
+		strike(section.relid, section.owner, true, false);
+	put_mark(InvalidOid, InvalidOid);
 	section.active = false;
 	return section.dying;
 }

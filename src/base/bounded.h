@@ -25,7 +25,7 @@ extern bool bounded_init(void (*remedy) (Oid relid));
  * for one row.  The end comes also after an error, and does nothing if there
  * was no beginning; bounded_cut() and bounded_ms() then say how it went.
  */
-extern void bounded_begin(Oid relid, bool code, bool alone);
+extern void bounded_begin(Oid relid, Oid owner, bool code, bool alone);
 extern void bounded_end(void);
 extern bool bounded_cut(void);	/* it ran into the limit */
 extern int	bounded_ms(void);	/* it took so long */
@@ -37,15 +37,21 @@ extern int	bounded_limit(void);
 extern void bounded_new_turn(void);
 extern bool bounded_turn_has_time(void);
 
-/* before that, the relation is not read; 0: now */
-extern TimestampTz bounded_retry_at(Oid relid);
+/* before that, the relation is not read; 0: now; owner: whose code runs then, if any */
+extern TimestampTz bounded_retry_at(Oid relid, Oid owner);
 
 /* nothing came of reading it, however often; or all of it was read after all */
-extern void bounded_blame(Oid relid);
+extern void bounded_blame(Oid relid, Oid owner);
 extern void bounded_forgive(Oid relid);
 
-/* why it is not read yet, and what to do about it, palloc'd; in a transaction; NULL: it may be */
-extern char *bounded_reproach(Oid relid, char **hint);
+/*
+ * Why it is not read yet, and what to do about it, palloc'd; in a transaction;
+ * NULL: it may be.  told: the log has it already.
+ */
+extern char *bounded_reproach(Oid relid, char **hint, bool *told);
+
+/* likewise, if it is for what other tables of its owner did; the hint is not palloc'd */
+extern char *bounded_others_reproach(Oid relid, Oid owner, char **hint);
 
 /* the hint, for a relation of that name */
 extern char *bounded_hint(const char *schemaname, const char *relname);

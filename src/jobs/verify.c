@@ -36,6 +36,7 @@
 #include "common/hashfn.h"
 #include "executor/spi.h"
 #include "jobs/verify.h"
+#include "pipeline/code.h"
 #include "pipeline/plans.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -1698,7 +1699,7 @@ verify_step(SyncTable *st)
 		/* for fewer keys it may do */
 		st->verify->page_keys = Max(1, st->verify->page_keys / 64);
 		st->verify->check_keys = Max(1, st->verify->check_keys / 64);
-		st->verify->retry_at = bounded_retry_at(st->relid);
+		st->verify->retry_at = code_retry_at(st);
 		FreeErrorData(error);
 	}
 	else if (error != NULL)
@@ -1710,7 +1711,7 @@ verify_step(SyncTable *st)
 			verify_fail(st, st->verify ? st->verify : &none, error->message);
 		}
 		else
-			st->verify->retry_at = Max(backoff(st->verify->errors + 3), bounded_retry_at(st->relid));
+			st->verify->retry_at = Max(backoff(st->verify->errors + 3), code_retry_at(st));
 		FreeErrorData(error);
 	}
 	return more;

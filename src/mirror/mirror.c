@@ -377,7 +377,7 @@ mirror_check_filter(Relation rel, const char *filter, bool stored, List **functi
 
 	/* what is stored runs nothing, unless a type in it is no longer what it was */
 	if (stored)
-		bounded_begin(RelationGetRelid(rel), true, false);
+		bounded_begin(RelationGetRelid(rel), rel->rd_rel->relowner, true, false);
 	become_owner(&e, rel->rd_rel->relowner);
 	cb.previous = error_context_stack;
 	error_context_stack = &cb;

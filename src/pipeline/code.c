@@ -10,6 +10,7 @@
 #include "access/relation.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "base/bounded.h"
 #include "pipeline/code.h"
 #include "pipeline/table.h"
 #include "utils/rel.h"
@@ -56,4 +57,18 @@ code_runs(const SyncTable *st)
 {
 	return st->runs_code || st->key_runs_code || st->spec.resync_filter != NULL ||
 		(st->def != NULL && st->def->row_filter != NULL);
+}
+
+/* whose code that is */
+Oid
+code_owner(const SyncTable *st)
+{
+	return st->def != NULL && code_runs(st) ? st->def->owner : InvalidOid;
+}
+
+/* before that, its code has cost the others too much for it to be read; 0: it may be */
+TimestampTz
+code_retry_at(const SyncTable *st)
+{
+	return bounded_retry_at(st->relid, code_owner(st));
 }

@@ -14,4 +14,8 @@
 extern void code_look(SyncTable *st);
 extern bool code_runs(const SyncTable *st);
 
+/* whose it is, if any; before when it is not run (0: now) */
+extern Oid	code_owner(const SyncTable *st);
+extern TimestampTz code_retry_at(const SyncTable *st);
+
 #endif							/* CRATE_SYNC_CODE_H */

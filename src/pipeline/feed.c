@@ -8,10 +8,10 @@
 #include "base/base.h"
 
 #include "access/xact.h"
-#include "base/bounded.h"
 #include "base/point.h"
 #include "base/settings.h"
 #include "catalog/pg_class.h"
+#include "pipeline/code.h"
 #include "pipeline/table.h"
 #include "utils/snapmgr.h"
 
@@ -126,7 +126,7 @@ feed_way(SyncTable *st, bool alone)
 	if (room)
 		return FEED_TAKE;
 	if (!table_takes_chunks(st) || lanes_retrying(st) || st->read_retry_at != 0 ||
-		bounded_retry_at(st->relid) != 0)
+		code_retry_at(st) != 0)
 		return FEED_HOLD;		/* it may take long */
 	if (!alone && st->full_since != 0 &&
 		GetCurrentTimestamp() > TimestampTzPlusMilliseconds(st->full_since, FEED_SLOW))

@@ -309,7 +309,7 @@ void
 reader_begin_cells(SyncTable *st)
 {
 	if (st->key_runs_code)
-		bounded_begin(st->relid, true, false);
+		bounded_begin(st->relid, st->def->owner, true, false);
 }
 
 void
@@ -431,7 +431,7 @@ reader_pack_cells(SyncTable *st, const char *target_key, int *len)
 	char	   *reason;
 
 	initStringInfo(&buf);
-	if (n == st->def->nkeys && bounded_retry_at(st->relid) == 0)
+	if (n == st->def->nkeys && (!st->key_runs_code || code_retry_at(st) == 0))
 	{
 		StartTransactionCommand();
 		PG_TRY();
@@ -828,7 +828,7 @@ read_transaction(SyncTable *st, Oid leaf, RowReceiver *r, ReadFunc func, void *a
 		become_owner(&e, st->def->owner);
 		lane_begin_read(r->pass);
 		cs_point("in read");
-		bounded_begin(st->relid, code_runs(st), r->alone);
+		bounded_begin(st->relid, st->def->owner, code_runs(st), r->alone);
 		func(st, r, arg);
 		bounded_end();
 		be_oneself(&e);
@@ -959,7 +959,7 @@ read_timed_out(SyncTable *st, ErrorData *error, bool rows)
 	if (rows ? st->rows_timed_out >= ROWS_TIMED_OUT : st->read_timeouts >= READ_TIMEOUTS)
 	{
 		if (code_runs(st))
-			bounded_blame(st->relid);
+			bounded_blame(st->relid, st->def->owner);
 		read_trouble(st, error);
 		return true;
 	}

@@ -175,7 +175,7 @@ worker_may_feed(SyncTable *st)
 		return false;
 	if (!worker_has_room(st))
 		return false;
-	if (bounded_retry_at(st->relid) != 0 || (code_runs(st) && !bounded_turn_has_time()))
+	if (code_retry_at(st) != 0 || (code_runs(st) && !bounded_turn_has_time()))
 		return false;			/* it has had its share */
 	if (st->read_retry_at != 0 && GetCurrentTimestamp() < st->read_retry_at)
 		return false;
@@ -275,7 +275,7 @@ table_trouble(SyncTable *st, const char *code, const char *message, const char *
 	st->in_error = true;
 	st->target_ready = false;
 	st->error_attempts++;
-	st->error_retry_at = Max(backoff(Min(st->error_attempts + 2, 30)), bounded_retry_at(st->relid));
+	st->error_retry_at = Max(backoff(Min(st->error_attempts + 2, 30)), code_retry_at(st));
 	st->parked_in_a_row = 0;
 	if (strncmp(st->logged_error, text, sizeof(st->logged_error) - 1) != 0)
 	{
@@ -326,7 +326,7 @@ try_again(Oid relid)
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
 
 		if (st->relid == relid && st->in_error)
-			st->error_retry_at = bounded_retry_at(relid);
+			st->error_retry_at = code_retry_at(st);
 	}
 }
 
@@ -1043,13 +1043,27 @@ take_turn(void)
 			continue;
 		/* it fits again, and there is nothing that could show more than that */
 		if (st->target_ready && !st->stale && lanes_idle(st) &&
-			dlist_is_empty(&st->passes) && bounded_retry_at(st->relid) == 0 &&
+			dlist_is_empty(&st->passes) && code_retry_at(st) == 0 &&
 			now > TimestampTzPlusMilliseconds(st->ready_time, 500))
 		{
 			if (st->error_message != NULL)
 				table_recovered(st);
 			if (st->phase == LOAD_NONE)
 				bounded_forgive(st->relid);
+		}
+		/* who has nothing to be read has nothing to wait for */
+		if (st->error_message == NULL && st->target_ready &&
+			(st->awaits_room || !dlist_is_empty(&st->passes) ||
+			 st->phase == LOAD_ROWS || st->phase == LOAD_SWEEP))
+		{
+			char	   *hint;
+			char	   *why = bounded_others_reproach(st->relid, code_owner(st), &hint);
+
+			if (why != NULL)
+			{
+				table_warning(st, "reading", why, hint);
+				pfree(why);
+			}
 		}
 		start = GetCurrentTimestamp();
 		got |= feed_rows(st);

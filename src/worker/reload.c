@@ -185,7 +185,7 @@ relcache_callback(Datum arg, Oid relid)
 		if (OidIsValid(relid) && st->relid != relid && !is_watched(st, relid))
 			continue;
 		look_again(st);
-		st->error_retry_at = bounded_retry_at(st->relid);	/* perhaps that was the remedy */
+		st->error_retry_at = code_retry_at(st);	/* perhaps that was the remedy */
 	}
 	if (!OidIsValid(relid) || relid == state_catalog_relid)
 		state_changed();
@@ -403,12 +403,15 @@ static void
 leave_out(SyncTable *st)
 {
 	char	   *hint;
-	char	   *why = bounded_reproach(st->relid, &hint);
+	bool		told;
+	char	   *why = bounded_reproach(st->relid, &hint, &told);
 
 	if (why == NULL)
 		return;
+	if (told)
+		strlcpy(st->logged_error, why, sizeof(st->logged_error));	/* not at each start of a worker */
 	table_trouble(st, "reading", why, hint);
-	st->error_retry_at = bounded_retry_at(st->relid);
+	st->error_retry_at = code_retry_at(st);
 }
 
 static void
@@ -1279,7 +1282,7 @@ state_reload(void)
 				 spec->verify_no != st->spec.verify_no || spec->follow_name != st->spec.follow_name)
 		{
 			st->stale = true;
-			st->error_retry_at = bounded_retry_at(st->relid);
+			st->error_retry_at = code_retry_at(st);
 		}
 		if (st->mend_attempts > 0 && GetCurrentTimestamp() >= st->mend_at)
 			st->stale = true;

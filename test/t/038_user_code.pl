@@ -220,5 +220,51 @@ CrateSync::on_targets($node, sub {
 	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '250ms'; SELECT pg_reload_conf()});
 });
 
+# --- an owner of many such tables, or of ever new ones: of each, the first read is not free
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	let_in($m);
+	my $tables = 12;
+	my $ends = sub { CrateSync::log_count($node, qr/could not be cancelled: the worker ends/, $_[0]) };
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '1s'; SELECT pg_reload_conf()});
+	as_shop($m, $mended . qq{DO \$\$ BEGIN FOR i IN 1 .. $tables LOOP EXECUTE format('CREATE TABLE bad%s (id int PRIMARY KEY, v text); INSERT INTO bad%s VALUES (1, ''fine'')', i, i);
+		PERFORM crate_sync.add_table(('bad' || i)::regclass, row_filter => 'f(v)'); END LOOP; END \$\$});
+	$m->equal([ 'bad1', "bad$tables", 'other' ], 'many tables: loaded');
+
+	my $log = CrateSync::log_size($node);
+	as_shop($m, function($bad{'a sleep that catches cancels'}) . qq{DO \$\$ BEGIN FOR i IN 1 .. $tables LOOP EXECUTE format('UPDATE bad%s SET v = ''stop''', i); END LOOP; END \$\$});
+	ok(CrateSync::wait_until('a worker ends', sub { $ends->($log) > 0 }), 'many tables: a read ends the worker');
+	foreach my $i (1 .. 3)
+	{
+		my $before = CrateSync::log_size($node);
+		others_go_on($m, "bad$tables", 'many tables');
+		cmp_ok($ends->($before), '<=', 2, '... and no more than two reads came before it');
+	}
+	ok($m->poll(q{SELECT count(*) > 0 FROM crate_sync.tables WHERE relname LIKE 'bad%' AND last_error ~ 'code of its owner is not run' AND hint ~ 'crate_sync.tables' AND state = 'error'}),
+		'those that wait for the others say so');
+	ok($m->poll(q{SELECT NOT ok AND message ~ 'bad' FROM crate_sync.status}), '... and so does status');
+	cmp_ok(CrateSync::log_count($node, qr/table \S+bad1 is stopped/, $log), '<=', 2, 'the log says it of a table once, not at each start');
+	as_shop($m, $mended);
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '250ms'; SELECT pg_reload_conf()});
+	$m->equal([ (map { "bad$_" } 1 .. $tables), 'other' ], 'many tables: mended');
+	ok($m->poll('SELECT ok FROM crate_sync.status'), '... all is well');
+
+	# tables that nobody knows yet
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '2s'; SELECT pg_reload_conf()});
+	as_shop($m, function($bad{'a sleep that catches cancels'}));
+	$log = CrateSync::log_size($node);
+	foreach my $i (1 .. 10)
+	{
+		as_shop($m, qq{DROP TABLE IF EXISTS new@{[ $i - 1 ]}; CREATE TABLE new$i (id int PRIMARY KEY, v text); INSERT INTO new$i VALUES (1, 'stop');
+			SELECT crate_sync.add_table('new$i', row_filter => 'f(v)')});
+		$m->sql("INSERT INTO other VALUES (1000 + $i)");
+		ok(CrateSync::wait_until("row $i", sub { $m->target_value("SELECT count(*) FROM {other} WHERE id = 1000 + $i") }), "a new table, and another one, $i: a row of others arrives");
+	}
+	cmp_ok($ends->($log), '<=', 5, 'not each new table ended the worker');
+	as_shop($m, $mended);
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '250ms'; SELECT pg_reload_conf()});
+	$m->equal([ 'new10', 'other' ], 'new tables: mended');
+}, only => 'sqlite', why => 'it is the reader\'s, which knows no target');
+
 $node->stop;
 done_testing();
