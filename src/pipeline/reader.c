@@ -829,6 +829,7 @@ read_transaction(SyncTable *st, Oid leaf, RowReceiver *r, ReadFunc func, void *a
 		lane_begin_read(r->pass);
 		cs_point("in read");
 		bounded_begin(st->relid, st->def->owner, code_runs(st), r->alone);
+		cs_point("in limits");
 		func(st, r, arg);
 		bounded_end();
 		be_oneself(&e);

@@ -266,5 +266,82 @@ CrateSync::on_targets($node, sub {
 	$m->equal([ 'new10', 'other' ], 'new tables: mended');
 }, only => 'sqlite', why => 'it is the reader\'s, which knows no target');
 
+# --- memory, and what such code would leave behind
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	let_in($m);
+	# 4 GB, if nobody says no
+	as_shop($m, qq{SET search_path = $m->{schema}; } . q{CREATE FUNCTION eats(n int) RETURNS boolean IMMUTABLE LANGUAGE plpgsql SET search_path FROM CURRENT AS $$ DECLARE v text := repeat('x', 100000000);
+			BEGIN RETURN n = 0 OR length(v) > 0 AND eats(n - 1); END $$;
+		CREATE FUNCTION hungry(v text) RETURNS boolean IMMUTABLE LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+			BEGIN RETURN CASE WHEN v = 'stop' AND current_setting('application_name') = 'crate_sync' THEN eats(10 * length(v)) ELSE true END; END $$});
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '20s'; SELECT pg_reload_conf()});
+	as_shop($m, q{CREATE TABLE bad (id int PRIMARY KEY, v text); INSERT INTO bad SELECT i, CASE i WHEN 77 THEN 'stop' ELSE 'fine' END FROM generate_series(1, 300) i;
+		SELECT crate_sync.add_table('bad', row_filter => 'hungry(v)')});
+	ok($m->poll(q{SELECT n_failed_rows = 1 AND state = 'ready' FROM crate_sync.tables WHERE relname = 'bad'}), 'a row that takes too much memory is parked');
+	is($m->sql(q{SELECT key->>'id' || ' ' || error_code FROM crate_sync.failed_rows}), '77 53200', 'it alone, and with the reason');
+	is($m->target_count('bad'), 299, 'its neighbours are there');
+	$m->sql('INSERT INTO other VALUES (1000000)');
+	ok($m->wait_sync('other'), 'another table goes on');
+	as_shop($m, q{UPDATE bad SET v = repeat('long', 20000000) WHERE id = 77});
+	$m->equal([ 'bad', 'other' ], 'a long row is not too much');
+	as_shop($m, q{SELECT crate_sync.remove_table('bad', drop_target => true); DROP TABLE bad});
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '250ms'; SELECT pg_reload_conf()});
+
+	my $log = CrateSync::log_size($node);
+	as_shop($m, function(q{
+			PERFORM pg_advisory_lock(4712), set_config('search_path', 'public', false), set_config('row_security', 'on', false), set_config('work_mem', '64', false);
+			FOR i IN 1 .. 1000 LOOP RAISE WARNING 'flood'; RAISE LOG 'flood'; END LOOP;}) . q{
+		CREATE TABLE bad (id int PRIMARY KEY, v text); INSERT INTO bad VALUES (1, 'stop');
+		SELECT crate_sync.add_table('bad', row_filter => 'f(v)')});
+	$m->equal([ 'bad', 'other' ], 'a filter that leaves things behind');
+	ok($m->poll(q{SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = (SELECT pid FROM crate_sync.status)}), 'no lock of it is left');
+	is(CrateSync::log_count($node, qr/(?:WARNING|LOG):  flood/, $log), 0, '... nor has it written into the log');
+
+	as_shop($m, 'CREATE TABLE notes (a int); CREATE SEQUENCE numbers');
+	foreach my $write ('INSERT INTO notes VALUES (1)', q{SELECT nextval('numbers')}, 'CREATE TEMP TABLE mine (a int)', 'PREPARE p AS SELECT 1',
+		'SET TRANSACTION READ WRITE', 'SET session_replication_role = replica', 'DECLARE c CURSOR WITH HOLD FOR SELECT 1')
+	{
+		as_shop($m, qq{CREATE OR REPLACE FUNCTION writes() RETURNS void VOLATILE LANGUAGE plpgsql AS \$w\$ BEGIN EXECUTE \$x\$$write\$x\$; END \$w\$;
+			UPDATE bad SET v = 'fine'} . ';' . function("PERFORM $m->{schema}.writes();"));
+		ok($m->wait_sync('bad'), 'the row is fine again');
+		as_shop($m, q{UPDATE bad SET v = 'stop'});
+		ok($m->poll(q{SELECT state = 'error' OR n_failed_rows = 1 FROM crate_sync.tables WHERE relname = 'bad'}), "not to be done in the worker: $write");
+	}
+	is($m->sql('SELECT count(*) FROM notes'), 0, 'nothing was written');
+	as_shop($m, $mended);
+	$m->sql('SELECT crate_sync.retry_failed()');
+	$m->equal([ 'bad', 'other' ], 'mended');
+}, only => 'sqlite', why => 'it is the reader\'s, which knows no target');
+
+# --- where no code of users is, a read that takes long is nobody's fault
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	let_in($m);
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_points = on; SELECT pg_reload_conf()});
+	$m->sql('CREATE TABLE plain (id int PRIMARY KEY, v text)');
+	$m->add('plain');
+	$m->equal('plain', 'loaded');
+	my $stall = $m->background(q{SELECT pg_advisory_lock(28531, hashtext('in limits')); SELECT pg_sleep(1000)});
+	ok($m->poll(q{SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = 28531 AND granted}), 'every read stalls');
+	$m->sql(q{INSERT INTO plain SELECT i, 'x' FROM generate_series(1, 1000) i});
+	ok($m->poll(q{SELECT state = 'error' AND last_error ~ 'cancelled after' AND hint !~ 'remove_table' FROM crate_sync.tables WHERE relname = 'plain'}), 'status says so');
+	ok(CrateSync::wait_until('it is stopped', sub { CrateSync::log_count($node, qr/table \S+plain is stopped/) }), 'the table is stopped after a while');
+	is($m->sql('SELECT count(*) FROM crate_sync.failed_rows'), 0, '... and no row is parked');
+	$m->sql(q{SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = 28531 AND granted AND pid <> (SELECT pid FROM crate_sync.status)});
+	$stall->done;
+	$m->equal('plain', 'when it stalls no more');
+	is($m->sql('SELECT count(*) FROM crate_sync.failed_rows'), 0, '... no row was parked');
+	$node->safe_psql('postgres', q{ALTER SYSTEM RESET crate_sync.debug_points; ALTER SYSTEM SET crate_sync.debug_read_limit = '20s'; SELECT pg_reload_conf()});
+	# neither is somebody's pg_cancel_backend
+	my $pid = $m->worker_pid;
+	foreach my $i (1 .. 20)
+	{
+		$m->sql("UPDATE plain SET v = '$i'; SELECT pg_cancel_backend($pid)");
+	}
+	$m->equal('plain', 'cancelled by hand');
+	is($m->sql('SELECT count(*) FROM crate_sync.failed_rows'), 0, '... none is parked');
+}, only => 'sqlite', why => 'it is the reader\'s, which knows no target');
+
 $node->stop;
 done_testing();
