@@ -18,6 +18,7 @@ char	   *cs_ssl_ca_file = NULL;
 char	   *cs_ssl_cert_file = NULL;
 char	   *cs_ssl_key_file = NULL;
 bool		cs_ssl_verify = true;
+bool		cs_target_discovery = false;
 int			cs_interval = 1000;
 bool		cs_sync_on_commit = true;
 int			cs_batch_rows = 5000;
@@ -65,6 +66,10 @@ settings_define(GucStringCheckHook check_target)
 	DefineCustomBoolVariable("crate_sync.ssl_verify",
 							 "Check the target's certificate and its name.", NULL,
 							 &cs_ssl_verify, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("crate_sync.target_discovery",
+							 "Use all hosts that the target's cluster names, beside those of crate_sync.target.",
+							 "They must be reachable from here under the addresses that they publish.",
+							 &cs_target_discovery, false, PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("crate_sync.interval",
 							"The longest a committed change waits for a drain.", NULL,
 							&cs_interval, 1000, 10, 3600000, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);

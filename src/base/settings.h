@@ -25,6 +25,7 @@ extern char *cs_ssl_ca_file;
 extern char *cs_ssl_cert_file;
 extern char *cs_ssl_key_file;
 extern bool cs_ssl_verify;
+extern bool cs_target_discovery;
 extern int	cs_interval;
 extern bool cs_sync_on_commit;
 extern int	cs_batch_rows;

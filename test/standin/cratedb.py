@@ -18,6 +18,7 @@ The control port takes POST / with a JSON object; every key is optional:
     release: true           lets held requests go on
     listening: [true, ...]  opens or closes listeners and their connections
     version: "5.10.10"      answers as that version does
+    nodes: ["host:port"]    the nodes' rest_url in sys.nodes, one node each
     user: ["name", "pw"]    asks for Basic authentication; null: no more
     log: true               the answer has the log; clear_log: true empties it
 
@@ -138,7 +139,7 @@ class Standin:
 
     def control(self, msg):
         unknown = set(msg) - {'reset', 'wipe', 'save', 'restore', 'missing_shards', 'faults', 'add_faults', 'release', 'listening',
-                              'version', 'user', 'log', 'clear_log'}
+                              'version', 'user', 'nodes', 'log', 'clear_log'}
         if unknown:
             raise ValueError('unknown: %s' % ', '.join(sorted(unknown)))
         with self.mutex:
@@ -161,6 +162,8 @@ class Standin:
                 self.user = tuple(msg['user']) if msg['user'] else None
         if 'version' in msg:
             self.engine.set_version(msg['version'])
+        if 'nodes' in msg:
+            self.engine.rest_urls = msg['nodes']
         with self.engine.lock:
             if msg.get('save'):
                 self.saved = copy.deepcopy(self.engine.tables)

@@ -644,6 +644,7 @@ class Engine:
         self.missing_shards = {}
         self.jobs = {}
         self.cluster_id = uuid.uuid4().hex[:22]
+        self.rest_urls = [None]         # a node each
         self.set_version(version)
 
     def set_version(self, version):
@@ -674,7 +675,7 @@ class Engine:
         if full == 'sys.nodes':
             return ['id', 'name', 'hostname', 'version', 'port', 'rest_url'], [
                 {'id': 'standin', 'name': 'standin', 'hostname': 'localhost', 'version': version,
-                 'port': None, 'rest_url': None}]
+                 'port': None, 'rest_url': url} for url in self.rest_urls]
         if full == 'sys.cluster':
             return ['id', 'name', 'license', 'master_node', 'settings'], [
                 {'id': self.cluster_id, 'name': 'crate', 'license': None, 'master_node': 'standin',

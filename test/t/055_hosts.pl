@@ -78,4 +78,30 @@ ok(CrateSync::wait_until('the target is found', sub { $m->status('ok') eq 't' },
 $m->equal('t', 'and all is there');
 
 $m->finish;
+
+# --- hosts that are learnt from the cluster, and what it may say instead
+$s = CrateSync::Standin->new('--listeners', '3');
+my ($first) = split /,/, $s->url;
+my @nodes = map { "127.0.0.1:$_" } @{ $s->{ports} };
+$s->control(nodes => [ @nodes, undef, '', 'http://127.0.0.1:1', 'user@h:1', "a b:1\n", 'h/x:1', "h:99999", ('x' x 70000) . ':1', map { "127.0.0.1:$_" } 1 .. 40 ]);
+$m = CrateSync::Mirror->new($node, 'crate', url => $first);
+$m->{standin} = $s;
+$m->sql(q{CREATE TABLE t (id bigint PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 200) i});
+$writes = qr/INSERT INTO "$m->{schema}"\."t"/i;
+$m->add('t');
+$m->equal('t', 'one host, others not asked for');
+@n = write_some(6, 'one');
+is("$n[1] $n[2]", '0 0', '... which get nothing');
+$node->append_conf('postgresql.conf', 'crate_sync.target_discovery = on');
+$node->reload;
+ok(CrateSync::wait_until('hosts are learnt', sub { @n = write_some(6, 'learnt'); return $n[1] > 0 && $n[2] > 0 }, 60),
+	'target_discovery: all hosts of the cluster get their share');
+$m->equal('t', '... also where some that it names are not there, or are no hosts');
+is($m->status('ok'), 't', '... and all is well');
+$node->append_conf('postgresql.conf', 'crate_sync.target_discovery = off');
+$node->reload;
+ok(CrateSync::wait_until('hosts are forgotten', sub { @n = write_some(6, 'off'); return $n[1] + $n[2] == 0 }, 60), 'off again: only those of the setting');
+
+$m->finish;
+$node->stop;
 done_testing();

@@ -27,6 +27,7 @@
 
 #define MAX_CONNECTIONS		32
 #define MIN_VERSION			40200	/* INSERT ... RETURNING */
+#define DISCOVERY_INTERVAL	60000	/* ms between two questions for the cluster's hosts */
 #define MAX_WRITE_ANSWER	(16 * 1024 * 1024)
 #define MAX_QUERY_ANSWER	(64 * 1024 * 1024)
 #define FIRST_POLL			10		/* ms between looks at sys.jobs, doubling */
@@ -84,6 +85,7 @@ struct CrateTarget
 	int			nslots;
 	int			nbusy;
 	int			nfinished;		/* requests done since poll last returned */
+	TimestampTz hosts_learnt;	/* when they were last asked for; 0: not */
 	bool		came_back;		/* a host did, since crate_came_back() was asked */
 	List	   *columns;		/* of ColumnCount *, in cxt */
 	int			longest_life;	/* of a delete, that this worker has sent */
@@ -920,6 +922,36 @@ crate_statement(Target *target, const char *sql, const char *args_json, TargetRe
 	sync_leave(t, caller, res);
 }
 
+/*
+ * Asks the cluster for its hosts, each minute.  That it may not be asked, or
+ * names none that can be reached, is no trouble: there are those of the setting.
+ */
+void
+sync_learn_hosts(CrateTarget *t)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TargetResult res;
+	char	  **names;
+
+	if (!cs_target_discovery)
+	{
+		if (t->hosts_learnt != 0)
+			http_learn_hosts(t->pool, NULL, 0);
+		t->hosts_learnt = 0;
+		return;
+	}
+	if (t->hosts_learnt != 0 && now < t->hosts_learnt + DISCOVERY_INTERVAL * INT64CONST(1000))
+		return;
+	t->hosts_learnt = now;
+	sync_rows(t, "SELECT rest_url FROM sys.nodes", NULL, 1, &res);
+	if (res.outcome != TARGET_OK || res.nrows == 0)
+		return;
+	names = palloc(sizeof(char *) * res.nrows);
+	for (int i = 0; i < res.nrows; i++)
+		names[i] = sync_cell_text(res.cells[i][0]);
+	http_learn_hosts(t->pool, names, res.nrows);
+}
+
 /* what a cell of a result says; NULL for null */
 char *
 sync_cell_text(const char *cell)
@@ -966,6 +998,8 @@ crate_check(Target *target, TargetInfo *info, TargetResult *res)
 		if (info->version_num < MIN_VERSION)
 			target_result_error(res, TARGET_REFUSED_ALL, "version",
 								"CrateDB %s is too old: 4.2 or later is needed", info->version);
+		else
+			sync_learn_hosts(t);
 	}
 	else if (res->outcome == TARGET_OK)
 		target_result_error(res, TARGET_REFUSED_ALL, "product", "the target is not a CrateDB");

@@ -126,6 +126,7 @@ extern void sync_query(CrateTarget *t, const char *sql, const char *args_json,
 extern void sync_rows(CrateTarget *t, const char *sql, const char *args_json, int ncols,
 					  TargetResult *res);
 extern char *sync_cell_text(const char *cell);
+extern void sync_learn_hosts(CrateTarget *t);
 extern void sync_read_fence(CrateTarget *t, const TargetTable *table, int lane, int64 *epoch,
 							TargetResult *res);
 extern void sync_reachable(CrateTarget *t, const TargetTable *table, TargetResult *res);

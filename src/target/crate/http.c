@@ -48,6 +48,7 @@ typedef struct HttpHost
 	char	   *url;
 	char	   *probe_url;
 	char	   *name;			/* host:port */
+	bool		gone;			/* the cluster does not name it any more */
 	int			failures;		/* in a row */
 	bool		away;			/* others are preferred until a probe gets through */
 	TimestampTz probe_at;		/* if away */
@@ -85,6 +86,8 @@ struct HttpPool
 {
 	MemoryContext cxt;
 	int			nhosts;
+	int			nconfigured;	/* the first of them; the rest was learnt */
+	bool		https;			/* of the first */
 	HttpHost   *hosts;
 	int			next_host;		/* whose turn it is */
 
@@ -548,7 +551,7 @@ handle_prepare(HttpConn *conn)
 	curl_multi_setopt(h->multi, CURLMOPT_SOCKETDATA, conn);
 	curl_multi_setopt(h->multi, CURLMOPT_TIMERFUNCTION, timer_callback);
 	curl_multi_setopt(h->multi, CURLMOPT_TIMERDATA, conn);
-	curl_multi_setopt(h->multi, CURLMOPT_MAXCONNECTS, conn == pool->probe ? 1L : (long) pool->nhosts);
+	curl_multi_setopt(h->multi, CURLMOPT_MAXCONNECTS, conn == pool->probe ? 1L : (long) MAX_HOSTS);
 
 #define SET(option, value) \
 	do { \
@@ -638,7 +641,7 @@ choose_host(HttpPool *pool, HttpHandle *h, int from)
 		int			i = (from + k) % pool->nhosts;
 		HttpHost   *host = &pool->hosts[i];
 
-		if (h->tried & ((uint32) 1 << i))
+		if (host->gone || (h->tried & ((uint32) 1 << i)))
 			continue;
 		if (!host->away)
 			return i;
@@ -862,7 +865,8 @@ probe_hosts(HttpPool *pool, TimestampTz now)
 	HttpHandle *h;
 	int			i = 0;
 
-	while (i < pool->nhosts && !(pool->hosts[i].away && pool->hosts[i].probe_at <= now))
+	while (i < pool->nhosts && !(pool->hosts[i].away && !pool->hosts[i].gone &&
+								 pool->hosts[i].probe_at <= now))
 		i++;
 	if (i == pool->nhosts || (conn != NULL && conn->busy))
 		return;
@@ -1031,7 +1035,7 @@ http_wait(HttpPool *pool, long timeout, uint32 wait_event)
 		probe_hosts(pool, now);
 		for (int i = 0; i < pool->nhosts && (pool->probe == NULL || !pool->probe->busy); i++)
 		{
-			if (pool->hosts[i].away && (wake == 0 || pool->hosts[i].probe_at < wake))
+			if (pool->hosts[i].away && !pool->hosts[i].gone && (wake == 0 || pool->hosts[i].probe_at < wake))
 				wake = pool->hosts[i].probe_at;
 		}
 		for (int i = 0; i < pool->nconns; i++)
@@ -1092,9 +1096,58 @@ http_open(const char *conf, MemoryContext cxt)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid value for parameter \"%s\"", "crate_sync.target"),
 				 errdetail_internal("%s", problem)));
+	pool->nconfigured = pool->nhosts;
+	pool->https = strncmp(pool->hosts[0].url, "https:", 6) == 0;
 	pool->generation = 1;
 	MemoryContextSwitchTo(oldcxt);
 	return pool;
+}
+
+static void
+learn_host(HttpPool *pool, const char *name)
+{
+	HttpHost	host;
+	bool		https = pool->https;
+	char	   *problem;
+	int			i = 0;
+
+	/* it comes from the target: no more than the setting can it be anything else */
+	memset(&host, 0, sizeof(host));
+	if (strstr(name, "://") != NULL ||
+		!conf_parse_host(name, strlen(name), false, &https, &host, &problem))
+		return;
+	while (i < pool->nhosts && strcmp(pool->hosts[i].name, host.name) != 0)
+		i++;
+	if (i == pool->nhosts)
+	{
+		for (i = pool->nconfigured; i < pool->nhosts && !pool->hosts[i].gone;)
+			i++;
+		if (i == MAX_HOSTS)
+			return;
+		if (i == pool->nhosts)
+			pool->nhosts++;
+		host.url = MemoryContextStrdup(pool->cxt, host.url);
+		host.probe_url = MemoryContextStrdup(pool->cxt, host.probe_url);
+		host.name = MemoryContextStrdup(pool->cxt, host.name);
+		pool->hosts[i] = host;
+	}
+	pool->hosts[i].gone = false;
+}
+
+/*
+ * The hosts that the cluster names ("host:port") are used beside those of the
+ * setting, as many as fit, until they are named no more.
+ */
+void
+http_learn_hosts(HttpPool *pool, char **names, int n)
+{
+	for (int i = pool->nconfigured; i < pool->nhosts; i++)
+		pool->hosts[i].gone = true;
+	for (int i = 0; i < n; i++)
+	{
+		if (names[i] != NULL)
+			learn_host(pool, names[i]);
+	}
 }
 
 HttpConn *

@@ -64,6 +64,9 @@ extern void http_close(HttpPool *pool);
 /* settings may have changed: connections are made anew as they become idle */
 extern void http_reconnect(HttpPool *pool);
 
+/* what the cluster says of its hosts, as host:port; takes the place of what it said before */
+extern void http_learn_hosts(HttpPool *pool, char **names, int n);
+
 extern HttpConn *http_conn(HttpPool *pool);
 extern void http_start(HttpConn *conn);
 extern void http_cancel(HttpConn *conn);

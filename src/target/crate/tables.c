@@ -436,6 +436,8 @@ crate_identify(Target *target, const TargetTable *const *tables, int n, char **i
 	res->nrows = res->ncols = 0;
 	res->cells = NULL;
 	res->colnames = NULL;
+	if (res->outcome == TARGET_OK)
+		sync_learn_hosts(t);
 	sync_leave(t, caller, res);
 }
 
