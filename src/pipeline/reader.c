@@ -282,6 +282,12 @@ cells_to_datums(SyncTable *st, const char *const *cell, const int *len, Datum *v
 	volatile bool ok = true;
 
 	*reason = NULL;
+	/* an object stands for what is no key of a source: see append_key_cell(), and the targets */
+	for (int k = 0; k < st->def->nkeys; k++)
+	{
+		if (len[k] > 0 && cell[k][0] == '{')
+			return false;
+	}
 	if (st->key_runs_code)
 		return cells_to_datums_as_owner(st, cell, len, values, reason);
 

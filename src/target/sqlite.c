@@ -590,6 +590,82 @@ append_value(StringInfo buf, sqlite3_stmt *stmt, int i, int kind)
 	}
 }
 
+/*
+ * Others can put keys into the file that none of our cells spells: a blob, text
+ * that is not UTF-8 or has a NUL inside, a value of another class than the
+ * column's.  So that they can be told apart and deleted, such a key's cell is an
+ * object of its class and its bytes; no key of a source is one.  False: it is
+ * none of those.
+ */
+static bool
+append_foreign_key(StringInfo buf, sqlite3_stmt *stmt, int i, CellKind kind)
+{
+	int			type = sqlite3_column_type(stmt, i);
+	bool		number = kind == CELL_INT || kind == CELL_TIMESTAMP || kind == CELL_BOOL;
+	const char *bytes;
+	int			len;
+
+	switch (type)
+	{
+		case SQLITE_INTEGER:
+			if (number || kind == CELL_FLOAT)
+				return false;
+			appendStringInfo(buf, "{\"integer\":" INT64_FORMAT "}", (int64) sqlite3_column_int64(stmt, i));
+			return true;
+		case SQLITE_FLOAT:
+			if (kind == CELL_FLOAT || isnan(sqlite3_column_double(stmt, i)) || isinf(sqlite3_column_double(stmt, i)))
+				return false;
+			appendStringInfo(buf, "{\"real\":%.17g}", sqlite3_column_double(stmt, i));
+			return true;
+		case SQLITE_TEXT:
+			bytes = (const char *) sqlite3_column_text(stmt, i);
+			len = sqlite3_column_bytes(stmt, i);
+			if (!number && (kind != CELL_FLOAT || (len == 3 && memcmp(bytes, "NaN", 3) == 0)) &&
+				pg_verify_mbstr(PG_UTF8, bytes, len, true))
+				return false;
+			break;
+		case SQLITE_BLOB:
+			bytes = sqlite3_column_blob(stmt, i);
+			len = sqlite3_column_bytes(stmt, i);
+			break;
+		default:
+			return false;
+	}
+	appendStringInfo(buf, "{\"%s\":\"", type == SQLITE_TEXT ? "text" : "blob");
+	for (int j = 0; j < len; j++)
+		appendStringInfo(buf, "%02x", (unsigned char) bytes[j]);
+	appendStringInfoString(buf, "\"}");
+	return true;
+}
+
+/* binds what append_foreign_key() has made of a key, to parameter i */
+static int
+bind_foreign_key(sqlite3_stmt *stmt, int i, const char *cell, int len)
+{
+	const char *value = memchr(cell, ':', len);
+	char	   *text;
+	char	   *bytes;
+	int			n = 0;
+
+	if (value == NULL)
+		return SQLITE_MISMATCH;
+	value++;
+	text = pnstrdup(value, cell + len - value);
+	if (cell[2] == 'i')
+		return sqlite3_bind_int64(stmt, i, strtoll(text, NULL, 10));
+	if (cell[2] == 'r')
+		return sqlite3_bind_double(stmt, i, strtod(text, NULL));
+	bytes = palloc(len);
+	for (const char *p = text + 1; isxdigit((unsigned char) p[0]) && isxdigit((unsigned char) p[1]); p += 2)
+	{
+		char		hex[3] = {p[0], p[1], '\0'};
+
+		bytes[n++] = (char) strtol(hex, NULL, 16);
+	}
+	return cell[2] == 't' ? sqlite3_bind_text(stmt, i, bytes, n, SQLITE_TRANSIENT) :
+		sqlite3_bind_blob(stmt, i, bytes, n, SQLITE_TRANSIENT);
+}
+
 /* how a column is selected for append_value(); palloc'd */
 static char *
 value_sql(const TargetColumn *col)
@@ -829,7 +905,14 @@ bind_key(SqliteTarget *t, sqlite3_stmt *stmt, const TargetTable *table, const Ro
 		int			len;
 		const char *cell = rowset_get(rows, row, i, &len);
 
-		if (!bind_cell(t, stmt, i + 1, &table->cols[table->keys[i]], cell, len))
+		if (len > 0 && cell[0] == '{')
+		{
+			int			rc = bind_foreign_key(stmt, i + 1, cell, len);
+
+			if (rc != SQLITE_OK)
+				return fail(t, rc, true);
+		}
+		else if (!bind_cell(t, stmt, i + 1, &table->cols[table->keys[i]], cell, len))
 			return false;
 	}
 	return true;
@@ -1570,7 +1653,12 @@ static void
 add_row(sqlite3_stmt *stmt, const TargetTable *table, const int *cols, int ncols, RowSet *out)
 {
 	for (int i = 0; i < ncols; i++)
-		append_value(rowset_cell(out, i), stmt, i, table->cols[cols[i]].kind);
+	{
+		const TargetColumn *col = &table->cols[cols[i]];
+
+		if (!col->key || !append_foreign_key(rowset_cell(out, i), stmt, i, col->kind))
+			append_value(rowset_cell(out, i), stmt, i, col->kind);
+	}
 	rowset_end_row(out);
 }
 
