@@ -90,16 +90,6 @@ CREATE FUNCTION keep_table(relation regclass) RETURNS text
 COMMENT ON FUNCTION keep_table(regclass) IS
 	'goes on mirroring a table whose name was changed, as it is called now; says what was done';
 
--- its C function is one that the first version's library has, too, and that does
--- nothing there: a session that still has that one loaded can ALTER TABLE
-CREATE FUNCTION before_attach() RETURNS event_trigger
-	AS 'MODULE_PATHNAME', 'crate_sync_before_drop' LANGUAGE C;
-COMMENT ON FUNCTION before_attach() IS
-	'event trigger: says what to do where a mirrored table would become a partition of a mirrored one';
-REVOKE ALL ON FUNCTION before_attach() FROM PUBLIC;
-CREATE EVENT TRIGGER crate_sync_before_attach ON ddl_command_start
-	WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION crate_sync.before_attach();
-
 -- nobody else's, whatever ALTER DEFAULT PRIVILEGES says
 DO $$
 DECLARE
@@ -108,7 +98,7 @@ DECLARE
 	with_option pg_catalog.bool;
 BEGIN
 	FOREACH f IN ARRAY ARRAY['add_table(regclass, text, name[], text, name, jsonb, boolean, boolean, text)',
-			'follow_name(regclass)', 'keep_table(regclass)', 'before_attach()']::pg_catalog.regprocedure[]
+			'follow_name(regclass)', 'keep_table(regclass)']::pg_catalog.regprocedure[]
 	LOOP
 		FOR grantee IN
 			SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END

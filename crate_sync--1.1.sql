@@ -611,16 +611,6 @@ REVOKE ALL ON FUNCTION before_drop() FROM PUBLIC;
 CREATE EVENT TRIGGER crate_sync_before_drop ON ddl_command_start
 	WHEN TAG IN ('DROP EXTENSION') EXECUTE FUNCTION crate_sync.before_drop();
 
--- its C function is one that the first version's library has, too, and that does
--- nothing there: a session that still has that one loaded can ALTER TABLE
-CREATE FUNCTION before_attach() RETURNS event_trigger
-	AS 'MODULE_PATHNAME', 'crate_sync_before_drop' LANGUAGE C;
-COMMENT ON FUNCTION before_attach() IS
-	'event trigger: says what to do where a mirrored table would become a partition of a mirrored one';
-REVOKE ALL ON FUNCTION before_attach() FROM PUBLIC;
-CREATE EVENT TRIGGER crate_sync_before_attach ON ddl_command_start
-	WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION crate_sync.before_attach();
-
 /* ---------------------------------------------------------------------------
  * Privileges
  * ------------------------------------------------------------------------ */

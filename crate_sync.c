@@ -10,6 +10,7 @@
 #include "base/settings.h"
 #include "capture/capture.h"
 #include "capture/early.h"
+#include "functions/tables.h"
 #include "shared/live.h"
 #include "shared/wake.h"
 #include "storage/ipc.h"
@@ -67,6 +68,7 @@ _PG_init(void)
 	wake_init();
 	capture_init();
 	early_init();
+	tables_init();
 
 	if (!cs_preloaded)
 		return;

@@ -46,6 +46,7 @@
 #include "shared/wake.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -1340,6 +1341,8 @@ crate_sync_discard_failed(PG_FUNCTION_ARGS)
  * Before others' DDL
  * ------------------------------------------------------------------------ */
 
+static ProcessUtility_hook_type next_utility = NULL;
+
 /* no error, no lock, and no question of rights: those are the command's own */
 static Oid
 relation_of(const RangeVar *rv)
@@ -1364,6 +1367,8 @@ before_attach(AlterTableStmt *stmt)
 {
 	ListCell   *lc;
 
+	if (!OidIsValid(get_extension_oid("crate_sync", true)))
+		return;
 	foreach(lc, stmt->cmds)
 	{
 		AlterTableCmd *cmd = lfirst(lc);
@@ -1404,6 +1409,30 @@ before_attach(AlterTableStmt *stmt)
 	}
 }
 
+/*
+ * By a hook, as an event trigger would make every ALTER TABLE of the database
+ * fail where the library is missing.
+ */
+static void
+before_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+			   ProcessUtilityContext context, ParamListInfo params,
+			   QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (IsA(pstmt->utilityStmt, AlterTableStmt))
+		before_attach((AlterTableStmt *) pstmt->utilityStmt);
+	if (next_utility)
+		next_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query, read_only_tree, context, params, env, dest, qc);
+}
+
+void
+tables_init(void)
+{
+	next_utility = ProcessUtility_hook;
+	ProcessUtility_hook = before_utility;
+}
+
 /* does the statement drop this extension, and may the caller do that? */
 static bool
 drops_us(Node *parsetree)
@@ -1425,9 +1454,9 @@ drops_us(Node *parsetree)
 }
 
 /*
- * Before ALTER TABLE, and before DROP EXTENSION crate_sync.  By itself that
- * would lock the queue first and then wait for a source table, whose writer
- * waits for the queue in turn at its commit.
+ * Before DROP EXTENSION crate_sync.  By itself that would lock the queue first
+ * and then wait for a source table, whose writer waits for the queue in turn at
+ * its commit.
  */
 Datum
 crate_sync_before_drop(PG_FUNCTION_ARGS)
@@ -1443,8 +1472,6 @@ crate_sync_before_drop(PG_FUNCTION_ARGS)
 				 errmsg("this function can only be called as an event trigger")));
 	/* not every event has one */
 	parsetree = ((EventTriggerData *) fcinfo->context)->parsetree;
-	if (parsetree != NULL && IsA(parsetree, AlterTableStmt))
-		before_attach((AlterTableStmt *) parsetree);
 	if (parsetree == NULL || !drops_us(parsetree))
 		PG_RETURN_NULL();
 

@@ -24,4 +24,7 @@
  */
 extern bool attach_follow(MirrorSpec *spec, Oid relid, bool wait);
 
+/* the library is being loaded */
+extern void tables_init(void);
+
 #endif							/* CRATE_SYNC_ATTACH_H */

@@ -478,6 +478,12 @@ CrateSync::on_targets($node, sub {
 	$m->sql(q{SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'});
 	$holder->done;
 
+	# where the library is missing, others' tables can be altered all the same
+	my $libraries = $m->sql(q{SELECT string_agg(DISTINCT probin, ' ') FROM pg_proc WHERE pronamespace = 'crate_sync'::regnamespace});
+	$m->sql(q{UPDATE pg_proc SET probin = '$libdir/crate_sync_that_is_gone' WHERE pronamespace = 'crate_sync'::regnamespace AND probin IS NOT NULL});
+	is($error->('postgres', 'CREATE TABLE apart (a int); ALTER TABLE apart ADD COLUMN b int; ALTER TABLE apart RENAME b TO c; DROP TABLE apart'), '', 'without the library');
+	$m->sql(qq{UPDATE pg_proc SET probin = '$libraries' WHERE pronamespace = 'crate_sync'::regnamespace AND probin IS NOT NULL});
+
 	# what the hint says does it
 	$m->sql(qq{SELECT crate_sync.remove_table('$s."P two"')});
 	$m->sql(sprintf $attach, 'p', '"P two"', 2);
