@@ -65,7 +65,7 @@ sub run
 
 	my @all = @jobs;
 	my @kinds = grep { my $k = $_; grep { $_->{kind} eq $k } @jobs } @{ $o{kinds} };
-	my $lanes = $ENV{STEP_LANES} || $o{lanes} || 6;
+	my $lanes = $ENV{STEP_LANES} || $o{lanes} || 5 * @kinds;
 	$lanes = @jobs if @jobs < $lanes;
 	$lanes = @kinds if $lanes < @kinds;
 	my $select = IO::Select->new;
@@ -110,6 +110,14 @@ sub run
 						kind => $job->{kind}, %$result };
 				}
 				my ($i) = grep { $jobs[$_]{kind} eq $lane->{kind} } 0 .. $#jobs;
+				if (!defined $i && @jobs > $lanes)
+				{
+					# it helps with another kind's
+					$lane->{job} = undef;
+					$lane->{kind} = $jobs[0]{kind};
+					syswrite($fh, "kind $lane->{kind}\n");
+					next;
+				}
 				$lane->{job} = defined $i ? splice(@jobs, $i, 1) : undef;
 				syswrite($fh, ($lane->{job} ? $lane->{job}{number} : 'end') . "\n");
 			}
@@ -161,6 +169,13 @@ sub lane_process
 	{
 		chomp $line;
 		last if $line eq 'end';
+		if ($line =~ /^kind (.*)/)
+		{
+			$lane->finish;
+			$lane = CrateSync::Steps::Lane->new($node, $1, $n);
+			print $fh "{}\n";
+			next;
+		}
 		my $job = $jobs->[$line];
 		print $fh $json->encode($lane->pair($job->{place}, $job->{statement})) . "\n";
 	}
@@ -365,7 +380,7 @@ sub finish
 sub enter_database
 {
 	my ($self) = @_;
-	my $db = sprintf 'lane%d_%d', $self->{n}, ++$self->{databases};
+	my $db = sprintf 'lane%d_%s_%d', $self->{n}, $self->{kind}, ++$self->{databases};
 	my $s = CrateSync::Steps::Session->new($self->{node}, 'postgres');
 
 	$self->{url} =
@@ -593,11 +608,14 @@ sub wait_for
 {
 	my ($self, $cond) = @_;
 	my $until = time() + $CrateSync::Steps::patience;
+	my $pause = 0.003;
 
 	until ($cond->())
 	{
 		return 0 if time() > $until;
-		sleep 0.004;
+		# most is over at once, and who asks all the time takes it from the others
+		sleep $pause;
+		$pause *= 1.4 if $pause < 0.03;
 	}
 	return 1;
 }
