@@ -64,6 +64,8 @@ void
 _PG_init(void)
 {
 	cs_preloaded = process_shared_preload_libraries_in_progress;
+	target_register(&target_sqlite_ops);
+	target_register(&target_crate_ops);
 	settings_define(check_target);
 	wake_init();
 	capture_init();

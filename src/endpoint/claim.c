@@ -357,14 +357,14 @@ claim_request(TargetRequestKind kind, RowSet *rows, int lane, int64 epoch, Targe
 			return false;
 		}
 		CHECK_FOR_INTERRUPTS();
-		worker_idle();
+		target_idle();
 		the_target->ops->poll(the_target, 10, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 	}
 	while (!req.done)
 	{
 		CHECK_FOR_INTERRUPTS();
-		worker_idle();
+		target_idle();
 		the_target->ops->poll(the_target, 200, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);	/* or the sockets would never be looked at */
 	}

@@ -44,9 +44,6 @@ extern char *cs_target_in_use(void);
  */
 extern void cs_worker_let_go(void);
 
-/* to be called by whoever waits in the worker, every 200 ms or so */
-extern void worker_idle(void);
-
 /* entry points, named in BackgroundWorker */
 extern PGDLLEXPORT void crate_sync_launcher_main(Datum arg);
 extern PGDLLEXPORT void crate_sync_worker_main(Datum arg);

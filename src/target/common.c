@@ -1,43 +1,28 @@
 /*-------------------------------------------------------------------------
  *
  * common.c
- *		What both targets need: choosing one, errors, names, safe messages.
+ *		What both targets need: requests reset, errors, who waits meanwhile.
  *
  *-------------------------------------------------------------------------
  */
 #include "base/base.h"
 
 #include "mb/pg_wchar.h"
-#include "target/crate/http.h"
 #include "target/target.h"
 
-#define SQLITE_PREFIX "sqlite:"
+static void (*idle) (void) = NULL;
 
-/*
- * Which implementation a setting names.  Nothing is raised, so that a check
- * hook may call it; *errmsg never repeats the value, which may hold a
- * password that belongs elsewhere.
- */
-const TargetOps *
-target_ops_for(const char *conf, char **errmsg)
+void
+target_set_idle(void (*hook) (void))
 {
-	*errmsg = NULL;
-	if (conf == NULL || conf[strspn(conf, " \t")] == '\0')
-		return NULL;
+	idle = hook;
+}
 
-	if (pg_strncasecmp(conf, SQLITE_PREFIX, strlen(SQLITE_PREFIX)) == 0)
-	{
-		const char *path = conf + strlen(SQLITE_PREFIX);
-
-		/* the server's working directory is its data directory: no place for it */
-		if (path[0] != '/' || path[strlen(path) - 1] == '/')
-		{
-			*errmsg = pstrdup("\"sqlite:\" must be followed by a file's absolute path, as in sqlite:/var/lib/mirror.db");
-			return NULL;
-		}
-		return &target_sqlite_ops;
-	}
-	return http_conf_check(conf, errmsg) ? &target_crate_ops : NULL;
+void
+target_idle(void)
+{
+	if (idle != NULL)
+		idle();
 }
 
 /* frees and clears a request's output */

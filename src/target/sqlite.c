@@ -28,7 +28,6 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
-#include "mirror/types.h"
 #include "target/target.h"
 
 #define SCHEME			"sqlite:"
@@ -1764,6 +1763,22 @@ sqlite_refresh(Target *target, const TargetTable *table, TargetResult *res)
  * The target
  * ------------------------------------------------------------------------ */
 
+static bool
+sqlite_takes(const char *conf, char **errmsg)
+{
+	const char *path = conf + strlen(SCHEME);
+
+	if (pg_strncasecmp(conf, SCHEME, strlen(SCHEME)) != 0)
+		return false;
+	/* the server's working directory is its data directory: no place for it */
+	if (path[0] != '/' || path[strlen(path) - 1] == '/')
+	{
+		*errmsg = pstrdup("\"sqlite:\" must be followed by a file's absolute path, as in sqlite:/var/lib/mirror.db");
+		return false;
+	}
+	return true;
+}
+
 static Target *
 sqlite_open(const char *conf)
 {
@@ -1796,6 +1811,7 @@ sqlite_reconnect(Target *target)
 
 const TargetOps target_sqlite_ops = {
 	.name = "sqlite",
+	.takes = sqlite_takes,
 	.open = sqlite_open,
 	.close = sqlite_close,
 	.reconnect = sqlite_reconnect,

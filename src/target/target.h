@@ -151,6 +151,12 @@ typedef struct TargetOps
 	const char *name;			/* crate, sqlite */
 
 	/*
+	 * Is this value of crate_sync.target one of its own, and can it work?  If
+	 * it is one and cannot, *errmsg (palloc'd) says why.  Raises nothing.
+	 */
+	bool		(*takes) (const char *conf, char **errmsg);
+
+	/*
 	 * Opens no connection yet.  conf is the value of crate_sync.target,
 	 * already validated.  Reads password file and ssl settings when it
 	 * connects, so a reload is heeded by reconnect().
@@ -276,12 +282,19 @@ struct Target
 extern const TargetOps target_crate_ops;
 extern const TargetOps target_sqlite_ops;
 
+/* from _PG_init; whoever takes only his own comes first */
+extern void target_register(const TargetOps *ops);
+
 /*
  * Which implementation a setting names; NULL and *errmsg (palloc'd) if it
  * is none that can work.  An empty conf is NULL without errmsg.
  */
 extern const TargetOps *target_ops_for(const char *conf, char **errmsg);
 extern void target_request_reset(TargetRequest *req);
+
+/* to be called by whoever waits for a target, every 200 ms or so; the worker says what is done then */
+extern void target_idle(void);
+extern void target_set_idle(void (*hook) (void));
 extern void target_result_error(TargetResult *res, TargetOutcome outcome,
 								const char *code, const char *fmt,...) pg_attribute_printf(4, 5);
 

@@ -407,7 +407,7 @@ leave_if_database_is_claimed(void)
 }
 
 /* called by targets while they wait, so that nobody waits for us */
-void
+static void
 worker_idle(void)
 {
 	if (MyBackendType == B_BG_WORKER && live_db != NULL && !IsTransactionState())
@@ -1232,6 +1232,7 @@ crate_sync_worker_main(Datum arg)
 	CommitTransactionCommand();
 	wait_for_catalog();
 	table_blamed = bounded_init(try_again);
+	target_set_idle(worker_idle);
 	begin_work();
 	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
 	live_db->wanted = LIVE_WANTED;

@@ -1,6 +1,6 @@
 /*
- * Put before crate.c: its network is the harness's (fuzz_http.c), while
- * http.c is there for its settings.
+ * Put before the files of CrateDB's target: their network is the harness's
+ * (fuzz_http.c), while http.c is there for its settings.
  */
 #define http_open fuzz_http_open
 #define http_close fuzz_http_close

@@ -9,7 +9,6 @@
 
 #include "base/text.h"
 #include "mb/pg_wchar.h"
-#include "mirror/types.h"
 
 #define MAX_JSON_DEPTH		2048	/* CrateDB itself takes 1000 */
 

@@ -3,9 +3,9 @@
  * crate.h
  *		What the files of the CrateDB target share.
  *
- * statement.c writes requests, answer.c takes answers apart,
- * tables.c has the DDL; crate.c sends and waits, and is the
- * Target.
+ * statement.c writes requests, answer.c takes answers apart; writes.c takes a
+ * write from step to step, session.c sends and waits; fence.c, rows.c and
+ * tables.c are what is asked for; crate.c is the Target.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,6 +14,7 @@
 
 #include "base/base.h"
 #include "common/jsonapi.h"
+#include "nodes/pg_list.h"
 #include "target/crate/http.h"
 #include "target/target.h"
 
@@ -50,7 +51,30 @@ typedef struct Verdict
 	char	   *message;
 } Verdict;
 
-typedef struct CrateTarget CrateTarget;
+#define MAX_CONNECTIONS		32
+#define MAX_QUERY_ANSWER	(64 * 1024 * 1024)
+
+typedef struct Slot Slot;
+
+typedef struct CrateTarget
+{
+	Target		base;
+	MemoryContext cxt;
+	MemoryContext work;			/* of one step of a write */
+	MemoryContext sync_work;	/* of one synchronous call */
+	HttpPool   *pool;
+	Slot	   *slots[2 * MAX_CONNECTIONS + 1];
+	int			nslots;
+	int			nbusy;
+	int			nfinished;		/* requests done since poll last returned */
+	TimestampTz hosts_learnt;	/* when they were last asked for; 0: not */
+	bool		came_back;		/* a host did, since crate_came_back() was asked */
+	List	   *columns;		/* of ColumnCount *, in cxt */
+	int			longest_life;	/* of a delete, that this worker has sent */
+	HttpConn   *sync;			/* synchronous calls have a connection of their own */
+	bool		sync_done;
+	bool		latch_eaten;	/* reset by us: to be set again */
+} CrateTarget;
 
 /* ---- answer.c ---- */
 typedef struct JsonIter
@@ -108,7 +132,6 @@ extern void build_read_fence(StringInfo buf, const TargetTable *table, int lane)
 
 /* ---- tables.c ---- */
 extern char *crate_ddl(const TargetTable *table);
-extern char *table_args(const char *schema, const char *name);
 extern void crate_ensure_table(Target *target, const TargetTable *table, bool *created,
 							   bool *altered, TargetResult *res);
 extern void crate_identify(Target *target, const TargetTable *const *tables, int n, char **ids,
@@ -118,17 +141,49 @@ extern void crate_drop_table(Target *target, const char *schema, const char *nam
 extern void crate_swap_table(Target *target, const TargetTable *as, const TargetTable *table,
 							 TargetResult *res);
 
-/* ---- crate.c ---- */
+/* ---- writes.c ---- */
+extern void slot_advance(Slot *slot);
+extern bool crate_submit(Target *target, TargetRequest *req);
+extern int	crate_delete_life(Target *target);
+extern void crate_abandon(Target *target, TargetRequest *req);
+
+/* ---- session.c ---- */
+extern void crate_poll(Target *target, long timeout, uint32 wait_event);
+extern bool crate_came_back(Target *target);
+extern bool sync_send_patiently(CrateTarget *t, long patience, Answer *answer, TargetResult *res);
+extern void sync_send(CrateTarget *t, Answer *answer, TargetResult *res);
+extern bool sync_wait(CrateTarget *t, bool for_answer, long ms);
 extern MemoryContext sync_enter(CrateTarget *t);
 extern void sync_leave(CrateTarget *t, MemoryContext caller, TargetResult *res);
-extern void sync_query(CrateTarget *t, const char *sql, const char *args_json,
-					   TargetResult *res);
+extern void sync_query(CrateTarget *t, const char *sql, const char *args_json, TargetResult *res);
 extern void sync_rows(CrateTarget *t, const char *sql, const char *args_json, int ncols,
 					  TargetResult *res);
-extern char *sync_cell_text(const char *cell);
+extern void crate_statement(Target *target, const char *sql, const char *args_json,
+							TargetResult *res);
 extern void sync_learn_hosts(CrateTarget *t);
+extern char *sync_cell_text(const char *cell);
+extern char *table_args(const char *schema, const char *name);
+
+/* ---- fence.c ---- */
+extern void crate_raise_fence(Target *target, const TargetTable *table, int lane, int64 *epoch,
+							  TargetResult *res);
+extern void crate_count_lanes(Target *target, const TargetTable *table, int *n, TargetResult *res);
+extern void crate_drop_fence(Target *target, const TargetTable *table, int lane,
+							 TargetResult *res);
 extern void sync_read_fence(CrateTarget *t, const TargetTable *table, int lane, int64 *epoch,
 							TargetResult *res);
+extern void crate_read_fence(Target *target, const TargetTable *table, int lane, int64 *epoch,
+							 TargetResult *res);
+
+/* ---- rows.c ---- */
 extern void sync_reachable(CrateTarget *t, const TargetTable *table, TargetResult *res);
+extern void crate_reachable(Target *target, const TargetTable *table, TargetResult *res);
+extern void crate_page(Target *target, const TargetTable *table, const int *cols, int ncols,
+					   const RowSet *after, int limit, bool refresh, RowSet *out,
+					   TargetResult *res);
+extern void crate_fetch(Target *target, const TargetTable *table, const int *cols, int ncols,
+						const RowSet *keys, int lo, int hi, bool fresh, RowSet *out,
+						TargetResult *res);
+extern void crate_refresh(Target *target, const TargetTable *table, TargetResult *res);
 
 #endif							/* CRATE_SYNC_CRATE_H */

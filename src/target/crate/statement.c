@@ -9,7 +9,6 @@
 
 #include "common/hashfn.h"
 #include "base/text.h"
-#include "mirror/types.h"
 
 #define MAX_LOOKUP_KEYS		1000	/* far more in one IN silently find nothing */
 #define MAX_LOOKUP_BYTES	190000	/* of keys in a statement, which may have 262144 */

@@ -8,7 +8,6 @@
 #include "target/crate/crate.h"
 
 #include "base/text.h"
-#include "mirror/types.h"
 
 /* ---------------------------------------------------------------------
  * Tables
@@ -286,20 +285,6 @@ check_columns(CrateTarget *t, const TargetTable *table, const TargetResult *colu
 								table->qualified, list.data, want.data);
 		}
 	}
-}
-
-char *
-table_args(const char *schema, const char *name)
-{
-	StringInfoData args;
-
-	initStringInfo(&args);
-	appendStringInfoChar(&args, '[');
-	types_json_string(&args, schema, strlen(schema));
-	appendStringInfoChar(&args, ',');
-	types_json_string(&args, name, strlen(name));
-	appendStringInfoChar(&args, ']');
-	return args.data;
 }
 
 static void
