@@ -32,7 +32,9 @@ UPDATE mirror_state s SET n_differences = CASE WHEN s.last_verify_ok OR s.last_l
 ALTER TABLE control ADD COLUMN start_no int NOT NULL DEFAULT 0;
 ALTER TABLE worker_state
 	ADD COLUMN start_done int NOT NULL DEFAULT 0,
-	ADD COLUMN database oid;
+	ADD COLUMN database oid,
+	ADD COLUMN incarnation text,
+	ADD COLUMN incarnation_acked text;
 
 ALTER TABLE failed
 	ALTER COLUMN first_failed_time SET DEFAULT clock_timestamp(),

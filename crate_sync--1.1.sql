@@ -124,7 +124,9 @@ CREATE TABLE worker_state (
 	beat_acked bigint NOT NULL DEFAULT 0,
 	adopt_done int NOT NULL DEFAULT 0,
 	start_done int NOT NULL DEFAULT 0,
-	database oid                       -- the token's; another one is a copy
+	database oid,                      -- the token's; another one is a copy
+	incarnation text,                  -- of the worker that goes on with the beat, written here first
+	incarnation_acked text             -- as the target has it
 ) WITH (fillfactor = 50);
 INSERT INTO worker_state DEFAULT VALUES;
 

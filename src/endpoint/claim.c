@@ -10,10 +10,14 @@
  * finds the fence raised and looks again.
  *
  * A data directory that was copied has everything of the original's but two
- * things: the place where it lies, and the beats since the copy was made.
- * Who starts in the place that the claim names goes on at once.  Who starts
- * elsewhere first waits whether the beat goes on, which means that the
- * original is alive.  If it does not, the right of a promoted standby, a
+ * things: the place where it lies, and the beats since the copy was made.  Two
+ * copies can even lie in the same place, on machines or at times of their own.
+ * So each life of a worker has a name, its incarnation, which is written down
+ * before the beat carries it; who finds a beat there that carries a name it
+ * does not know, or that is ahead of its own, knows that a twin was at work.
+ * Who starts in the place that the claim names, and finds its own beat, goes on
+ * at once.  Anybody else first waits whether the beat goes on, which means that
+ * another one is alive.  If it does not, the right of a promoted standby, a
  * recovery to a point in time (both are on a newer timeline) and a directory
  * that was moved (no beat is missing) is taken for granted; anything else is
  * an old copy and needs adopt().
@@ -27,6 +31,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "base/point.h"
 #include "base/session.h"
 #include "base/settings.h"
 #include "base/text.h"
@@ -85,6 +90,9 @@ static char our_system[32];
 static char our_database[64];
 static char our_token[33];
 static char our_place[33];
+static char our_former_place[33];	/* as earlier versions made it */
+static char our_incarnation[33];
+static char known_incarnation[2][33];	/* of our former lives, as written down; "": none */
 static int64 our_beat = 0;		/* the last one written down here */
 static int64 beat_acked = 0;	/* the last one that arrived there */
 static int64 our_timeline = 0;
@@ -92,6 +100,7 @@ static bool successor = false;
 
 /* what is known of the target */
 static bool table_ready = false;
+static bool place_taken = false;	/* the beat there carries our incarnation */
 static int64 beat_epoch = 0;	/* of our own lane of the claim table, see beat_lane() */
 
 /* another's beat that is being watched */
@@ -108,21 +117,35 @@ static int64 last_beat_found = 0;	/* of the place that a claim named */
 static TimestampTz next_beat = 0;
 static int	adopting = 0;		/* the adopt_no to carry out, or 0 */
 
-/* where this data directory lies: the same after a restart, not in a copy */
+static void
+hash_place(char *place, const char *text)
+{
+	snprintf(place, sizeof(our_place), "%016llx",
+			 (unsigned long long) hash_bytes_extended((const unsigned char *) text, strlen(text), 0));
+}
+
+/*
+ * Where this data directory lies: the same after a restart, and whatever the
+ * host is called or the device numbered then.
+ */
 static void
 find_place(void)
 {
 	struct stat st;
 	char		host[256] = "";
-	char	   *text;
 
 	gethostname(host, sizeof(host) - 1);
 	memset(&st, 0, sizeof(st));
 	(void) stat(psprintf("%s/PG_VERSION", DataDir), &st);
-	text = psprintf("%s %s %llu %llu", host, DataDir, (unsigned long long) st.st_dev,
-					(unsigned long long) st.st_ino);
-	snprintf(our_place, sizeof(our_place), "%016llx",
-			 (unsigned long long) hash_bytes_extended((unsigned char *) text, strlen(text), 0));
+	hash_place(our_place, psprintf("%s %llu", DataDir, (unsigned long long) st.st_ino));
+	hash_place(our_former_place, psprintf("%s %s %llu %llu", host, DataDir, (unsigned long long) st.st_dev,
+										  (unsigned long long) st.st_ino));
+}
+
+static bool
+place_is_ours(const char *place)
+{
+	return strcmp(place, our_place) == 0 || strcmp(place, our_former_place) == 0;
 }
 
 void
@@ -131,7 +154,14 @@ claim_init(void)
 	bool		isnull;
 	Oid			types[1] = {OIDOID};
 	Datum		values[1] = {ObjectIdGetDatum(MyDatabaseId)};
+	uint64		random[2];
 
+	if (!pg_strong_random(random, sizeof(random)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random values")));
+	snprintf(our_incarnation, sizeof(our_incarnation), "%016llx%016llx",
+			 (unsigned long long) random[0], (unsigned long long) random[1]);
 	snprintf(our_system, sizeof(our_system), UINT64_FORMAT, GetSystemIdentifier());
 	snprintf(our_database, sizeof(our_database), "%u", MyDatabaseId);
 	our_timeline = worker_timeline();
@@ -146,9 +176,11 @@ claim_init(void)
 	SPI_execute_with_args("UPDATE crate_sync.worker_state SET database = $1, "
 						  "token = CASE WHEN is_new THEN pg_catalog.md5(pg_catalog.gen_random_uuid()::pg_catalog.text) ELSE token END, "
 						  "beat = CASE WHEN is_new THEN 0 ELSE beat END, "
-						  "beat_acked = CASE WHEN is_new THEN 0 ELSE beat_acked END "
+						  "beat_acked = CASE WHEN is_new THEN 0 ELSE beat_acked END, "
+						  "incarnation = CASE WHEN is_new THEN NULL ELSE incarnation END, "
+						  "incarnation_acked = CASE WHEN is_new THEN NULL ELSE incarnation_acked END "
 						  "FROM (SELECT token IS NULL OR database <> $1 AS is_new FROM crate_sync.worker_state) AS n "
-						  "RETURNING token, beat, beat_acked",
+						  "RETURNING token, beat, beat_acked, incarnation, incarnation_acked",
 						  1, types, values, NULL, false, 1);
 	if (SPI_processed == 1)
 	{
@@ -158,6 +190,12 @@ claim_init(void)
 											   SPI_tuptable->tupdesc, 2, &isnull));
 		beat_acked = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
 												 SPI_tuptable->tupdesc, 3, &isnull));
+		for (int i = 0; i < lengthof(known_incarnation); i++)
+		{
+			char	   *known = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4 + i);
+
+			strlcpy(known_incarnation[i], known ? known : "", sizeof(known_incarnation[i]));
+		}
 	}
 	SPI_finish();
 	strlcpy(claim_target.token, our_token, sizeof(claim_target.token));
@@ -179,7 +217,7 @@ claim_is_successor(void)
 void
 claim_forget(void)
 {
-	table_ready = false;
+	table_ready = place_taken = false;
 	beat_epoch = 0;
 	memset(watched, 0, sizeof(watched));
 	next_beat = 0;
@@ -381,7 +419,7 @@ claim_request(TargetRequestKind kind, RowSet *rows, int lane, int64 epoch, Targe
 }
 
 static bool
-write_claim(const char *key, int lane, int64 epoch, TargetResult *res)
+write_claim(const char *key, const char *place, int lane, int64 epoch, TargetResult *res)
 {
 	RowSet	   *rs = rowset_create(CurrentMemoryContext, C_NATTS);
 	bool		ok;
@@ -391,12 +429,24 @@ write_claim(const char *key, int lane, int64 epoch, TargetResult *res)
 	put_text(rs, C_DATABASE, our_database);
 	appendStringInfo(rowset_cell(rs, C_TIMELINE), INT64_FORMAT, our_timeline);
 	put_text(rs, C_TOKEN, our_token);
-	put_text(rs, C_PLACE, our_place);
+	put_text(rs, C_PLACE, place);
 	appendStringInfo(rowset_cell(rs, C_BEAT), INT64_FORMAT, our_beat);
 	rowset_end_row(rs);
 	ok = claim_request(TARGET_UPSERT, rs, lane, epoch, res);
 	rowset_free(rs);
 	return ok;
+}
+
+/* takes a row of the claim table away */
+static void
+delete_claim(const char *key, int lane, int64 epoch, TargetResult *res)
+{
+	RowSet	   *rs = rowset_create(CurrentMemoryContext, 1);
+
+	put_text(rs, 0, key);
+	rowset_end_row(rs);
+	claim_request(TARGET_DELETE, rs, lane, epoch, res);
+	rowset_free(rs);
 }
 
 static bool
@@ -415,7 +465,7 @@ target_was_restored(int64 found)
 {
 	ereport(LOG,
 			(errmsg("crate_sync: the target is older than it was left: all tables are resynced")));
-	load_all_again();
+	load_all_again("the target is older than it was left");
 	state_ack(true);
 	beat_acked = found;
 	next_beat = 0;
@@ -453,6 +503,142 @@ watch_beat(const char *key, int64 found)
 		CLAIM_WAIT : CLAIM_OURS_AGAIN;
 }
 
+/* all tables: whose they are is to be found out anew */
+static void
+look_at_all_claims(void)
+{
+	dlist_iter	it;
+
+	place_taken = false;
+	dlist_foreach(it, &sync_tables)
+		dlist_container(SyncTable, node, it.cur)->target_ready = false;
+}
+
+/* one more beat: here first, as whoever is copied from us later knows of fewer */
+static bool
+write_beat(const char *incarnation_there, TargetResult *res)
+{
+	Oid			types[4] = {INT8OID, INT8OID, TEXTOID, TEXTOID};
+	Datum		values[4];
+	MemoryContext oldcxt = CurrentMemoryContext;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	values[0] = Int64GetDatum(beat_acked);
+	values[1] = Int64GetDatum(our_beat + 1);
+	values[2] = CStringGetTextDatum(our_incarnation);
+	values[3] = CStringGetTextDatum(incarnation_there);
+	SPI_execute_with_args("UPDATE crate_sync.worker_state SET beat = $2, beat_acked = $1, "
+						  "incarnation = $3, incarnation_acked = nullif($4, '')",
+						  4, types, values, NULL, false, 0);
+	SPI_finish();
+	PopActiveSnapshot();
+	ForceSyncCommit();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(oldcxt);
+	our_beat++;
+
+	cs_point("before beat");
+	if (!write_claim(beat_key(our_token, our_place), our_incarnation, beat_lane(), beat_epoch, res))
+		return false;
+	beat_acked = our_beat;
+	return true;
+}
+
+/*
+ * Is it the beat of a former life of this very directory?  A copy that starts
+ * within a beat of being made cannot know; the original hears of it with its next.
+ */
+static bool
+is_our_beat(const Claim *beat)
+{
+	const char *there = beat->cell[C_PLACE];
+
+	if (strtoll(beat->cell[C_BEAT], NULL, 10) > our_beat)
+		return false;
+	/* earlier versions had no incarnations */
+	if (known_incarnation[0][0] == '\0' && known_incarnation[1][0] == '\0' && place_is_ours(there))
+		return true;
+	return strcmp(there, our_incarnation) == 0 || strcmp(there, known_incarnation[0]) == 0 ||
+		strcmp(there, known_incarnation[1]) == 0;
+}
+
+/*
+ * Nobody is alive where that beat came from: are we the ones to go on?  One
+ * that was taken over from misses BEAT_TAKEOVER beats.
+ */
+static ClaimVerdict
+judge_silence(const Claim *beat, int64 timeline)
+{
+	int64		found = beat->found ? strtoll(beat->cell[C_BEAT], NULL, 10) : 0;
+
+	if (our_timeline > timeline || (our_timeline == timeline && found <= our_beat))
+		return CLAIM_OURS_AGAIN;
+	return CLAIM_FOREIGN;
+}
+
+/*
+ * Before the first row of a worker's life is sent, its beat has to be there: of
+ * two who lie in the same place and start at one time, one finds the fence
+ * raised, or the other's name.  OURS_AGAIN: a twin was at work here.
+ */
+static ClaimVerdict
+take_place(const Claim *claim, TargetResult *res)
+{
+	ClaimVerdict verdict = CLAIM_OURS;
+	char	   *key = beat_key(our_token, our_place);
+	char	   *former = beat_key(our_token, our_former_place);
+	bool		is_former = false;
+	Claim		beat;
+	dlist_iter	it;
+
+	if (place_taken)
+		return CLAIM_OURS;
+	if (!raise_claim_fence(beat_lane(), &beat_epoch, res) || !fetch_claim(key, &beat, res))
+		return CLAIM_TROUBLE;
+	if (!beat.found)
+	{
+		if (!fetch_claim(former, &beat, res))
+			return CLAIM_TROUBLE;
+		is_former = beat.found;
+	}
+	if (beat.found ? strtoll(beat.cell[C_BEAT], NULL, 10) < beat_acked : claim->found && beat_acked > 0)
+		target_was_restored(beat.found ? strtoll(beat.cell[C_BEAT], NULL, 10) : 0);
+	else if (beat.found && !is_our_beat(&beat))
+	{
+		int64		found = strtoll(beat.cell[C_BEAT], NULL, 10);
+
+		verdict = watch_beat(key, found);
+		if (verdict == CLAIM_OURS_AGAIN)
+			verdict = judge_silence(&beat, strtoll(beat.cell[C_TIMELINE], NULL, 10));
+		if (verdict != CLAIM_OURS_AGAIN && adopting == 0)
+			return verdict;
+		verdict = CLAIM_OURS_AGAIN;
+		our_beat = Max(our_beat, found + BEAT_TAKEOVER);
+		/* it wrote all of them, and once our beat is there nothing tells that */
+		dlist_foreach(it, &sync_tables)
+		{
+			SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+			st->claimed_again |= st->claimed;
+		}
+		load_all_again("a copy of this database was at work in its place");
+		state_ack(true);
+	}
+	if (!write_beat(beat.found ? beat.cell[C_PLACE] : "", res))
+		return CLAIM_TROUBLE;
+	place_taken = true;
+	if (is_former)
+	{
+		TargetResult deleted;
+
+		memset(&deleted, 0, sizeof(deleted));
+		delete_claim(former, beat_lane(), beat_epoch, &deleted);
+	}
+	return verdict;
+}
+
 /*
  * The claim is by this very database as far as names go: is it we, or a copy
  * of us?
@@ -461,32 +647,17 @@ static ClaimVerdict
 judge_own_name(const Claim *claim, TargetResult *res)
 {
 	Claim		beat;
-	int64		found;
 	ClaimVerdict verdict;
+
+	if (place_is_ours(claim->cell[C_PLACE]))
+		return take_place(claim, res);
 
 	if (!fetch_claim(beat_key(our_token, claim->cell[C_PLACE]), &beat, res))
 		return CLAIM_TROUBLE;
-	found = beat.found ? strtoll(beat.cell[C_BEAT], NULL, 10) : 0;
-	last_beat_found = found;
-
-	if (strcmp(claim->cell[C_PLACE], our_place) == 0)
-	{
-		/* our own place: all that it can be is older than we left it */
-		if (found < beat_acked)
-			target_was_restored(found);
-		return CLAIM_OURS;
-	}
-
-	verdict = watch_beat(beat_key(our_token, claim->cell[C_PLACE]), found);
-	if (verdict != CLAIM_OURS_AGAIN)
-		return verdict;
-	/* promoted or recovered; whoever was there may have gone on a little */
-	if (our_timeline > strtoll(claim->cell[C_TIMELINE], NULL, 10))
-		return CLAIM_OURS_AGAIN;
-	/* moved; one that was taken over from misses BEAT_TAKEOVER beats */
-	if (our_timeline == strtoll(claim->cell[C_TIMELINE], NULL, 10) && found <= our_beat)
-		return CLAIM_OURS_AGAIN;
-	return CLAIM_FOREIGN;
+	last_beat_found = beat.found ? strtoll(beat.cell[C_BEAT], NULL, 10) : 0;
+	verdict = watch_beat(beat_key(our_token, claim->cell[C_PLACE]), last_beat_found);
+	return verdict == CLAIM_OURS_AGAIN ?
+		judge_silence(&beat, strtoll(claim->cell[C_TIMELINE], NULL, 10)) : verdict;
 }
 
 /* another database of this server, its name palloc'd; or NULL */
@@ -591,6 +762,20 @@ claim_table(SyncTable *st, char **who, char **hint, TargetResult *res)
 
 	if ((verdict == CLAIM_FOREIGN || verdict == CLAIM_WAIT) && adopting != 0)
 		verdict = CLAIM_OURS_AGAIN;
+	if (verdict == CLAIM_OURS || verdict == CLAIM_OURS_AGAIN)
+	{
+		ClaimVerdict place;
+
+		if (!place_taken && claim.found && !place_is_ours(claim.cell[C_PLACE]))
+		{
+			if (strcmp(claim.cell[C_TOKEN], our_token) == 0)
+				our_beat = Max(our_beat, last_beat_found + BEAT_TAKEOVER);
+			beat_acked = 0;		/* none at this place yet */
+		}
+		place = take_place(&claim, res);
+		if (place != CLAIM_OURS)
+			verdict = place;
+	}
 	if (verdict == CLAIM_FOREIGN)
 	{
 		describe_other(st, &claim, who, hint);
@@ -613,11 +798,6 @@ claim_table(SyncTable *st, char **who, char **hint, TargetResult *res)
 			(now.found && (strcmp(now.cell[C_TOKEN], claim.cell[C_TOKEN]) != 0 ||
 						   strcmp(now.cell[C_PLACE], claim.cell[C_PLACE]) != 0)))
 			return CLAIM_WAIT;
-		if (claim.found && strcmp(claim.cell[C_TOKEN], our_token) == 0 &&
-			strcmp(claim.cell[C_PLACE], our_place) != 0)
-			our_beat = Max(our_beat, last_beat_found + BEAT_TAKEOVER);
-		if (claim.found && strcmp(claim.cell[C_PLACE], our_place) != 0)
-			beat_acked = 0;		/* none at this place yet */
 		if (verdict == CLAIM_OURS_AGAIN && st->resync_done == st->spec.resync_no &&
 			!load_is_detached(st))
 		{
@@ -625,9 +805,8 @@ claim_table(SyncTable *st, char **who, char **hint, TargetResult *res)
 			load_need(st, "full", "the target table was claimed anew");
 			state_ack(true);
 		}
-		if (!write_claim(key, 0, epoch, res))
+		if (!write_claim(key, our_place, 0, epoch, res))
 			return CLAIM_TROUBLE;
-		next_beat = 0;			/* say at once that this is our place */
 	}
 	if (!st->claimed)
 	{
@@ -646,8 +825,8 @@ claim_is_anothers(SyncTable *st)
 	memset(&res, 0, sizeof(res));
 	return ensure_claim_table(&res) &&
 		fetch_claim(table_key(st->spec.target_schema, st->spec.target_table), &claim, &res) &&
-		claim.found && (strcmp(claim.cell[C_TOKEN], our_token) != 0 ||
-						strcmp(claim.cell[C_PLACE], our_place) != 0);
+		claim.found && (!place_taken || strcmp(claim.cell[C_TOKEN], our_token) != 0 ||
+						!place_is_ours(claim.cell[C_PLACE]));
 }
 
 bool
@@ -655,11 +834,15 @@ claim_is_still_ours(SyncTable *st)
 {
 	TargetResult res;
 	Claim		claim;
+	Claim		beat;
 
 	memset(&res, 0, sizeof(res));
 	return fetch_claim(table_key(st->spec.target_schema, st->spec.target_table), &claim, &res) &&
 		claim.found && strcmp(claim.cell[C_TOKEN], our_token) == 0 &&
-		strcmp(claim.cell[C_PLACE], our_place) == 0;
+		place_is_ours(claim.cell[C_PLACE]) &&
+		/* a twin has the same claim */
+		fetch_claim(beat_key(our_token, our_place), &beat, &res) &&
+		beat.found && strcmp(beat.cell[C_PLACE], our_incarnation) == 0;
 }
 
 /* true: there is one, and it is ours */
@@ -674,7 +857,7 @@ look_at_claim(const char *key, bool *foreign, TargetResult *res)
 		return false;
 	*foreign = strcmp(claim.cell[C_SYSTEM], our_system) != 0 ||
 		strcmp(claim.cell[C_DATABASE], our_database) != 0 ||
-		strcmp(claim.cell[C_PLACE], our_place) != 0;
+		!place_is_ours(claim.cell[C_PLACE]);
 	return !*foreign;
 }
 
@@ -682,18 +865,6 @@ void
 claim_look(const char *schema, const char *name, bool *foreign, TargetResult *res)
 {
 	(void) look_at_claim(table_key(schema, name), foreign, res);
-}
-
-/* takes a row of the claim table away */
-static void
-delete_claim(const char *key, int lane, int64 epoch, TargetResult *res)
-{
-	RowSet	   *rs = rowset_create(CurrentMemoryContext, 1);
-
-	put_text(rs, 0, key);
-	rowset_end_row(rs);
-	claim_request(TARGET_DELETE, rs, lane, epoch, res);
-	rowset_free(rs);
 }
 
 void
@@ -716,6 +887,7 @@ claim_leave(TargetResult *res)
 
 	memset(res, 0, sizeof(TargetResult));
 	beat_epoch = 0;
+	place_taken = false;
 	if (!ensure_claim_table(res) || !raise_claim_fence(beat_lane(), &epoch, res))
 		return;
 	delete_claim(beat_key(our_token, our_place), beat_lane(), epoch, res);
@@ -730,10 +902,7 @@ claim_heartbeat(void)
 {
 	TargetResult res;
 	TimestampTz now = GetCurrentTimestamp();
-	Oid			types[2] = {INT8OID, INT8OID};
-	Datum		values[2] = {Int64GetDatum(beat_acked), Int64GetDatum(our_beat + 1)};
 	bool		any = false;
-	char	   *key;
 	Claim		last;
 	dlist_iter	it;
 
@@ -745,54 +914,38 @@ claim_heartbeat(void)
 
 		any |= st->claimed && st->target_ready;
 	}
-	if (!any)
+	if (!any || !place_taken)
 		return false;
 
 	/* nobody else writes this one: if it is older, so is all that is there */
-	key = beat_key(our_token, our_place);
 	memset(&res, 0, sizeof(res));
-	if (!ensure_claim_table(&res) || !fetch_claim(key, &last, &res))
+	if (!ensure_claim_table(&res) || !fetch_claim(beat_key(our_token, our_place), &last, &res))
 	{
 		next_beat = TimestampTzPlusMilliseconds(now, 1000);
 		return false;
 	}
 	if (last.found && strtoll(last.cell[C_BEAT], NULL, 10) < beat_acked)
-	{
 		target_was_restored(strtoll(last.cell[C_BEAT], NULL, 10));
-		values[0] = Int64GetDatum(beat_acked);
+	else if (last.found && (strcmp(last.cell[C_PLACE], our_incarnation) != 0 ||
+							strtoll(last.cell[C_BEAT], NULL, 10) > our_beat))
+	{
+		/* but for one who lies in the same place, or a machine that was copied while it ran */
+		look_at_all_claims();
+		return false;
 	}
 
 	look_at_a_claim();
 
-	/* here first: whoever is copied from us later knows of fewer beats */
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	SPI_connect();
-	SPI_execute_with_args("UPDATE crate_sync.worker_state SET beat = $2, beat_acked = $1",
-						  2, types, values, NULL, false, 0);
-	SPI_finish();
-	PopActiveSnapshot();
-	ForceSyncCommit();
-	CommitTransactionCommand();
-	our_beat++;
-
 	memset(&res, 0, sizeof(res));
-	if ((beat_epoch != 0 || raise_claim_fence(beat_lane(), &beat_epoch, &res)) &&
-		write_claim(key, beat_lane(), beat_epoch, &res))
-		beat_acked = our_beat;
-	else
+	if ((beat_epoch == 0 && !raise_claim_fence(beat_lane(), &beat_epoch, &res)) ||
+		!write_beat(our_incarnation, &res))
 		beat_epoch = 0;
 	if (res.outcome == TARGET_BUSY && strcmp(res.code, "fence") != 0)
-	{
-		/* a copy of us is alive too, or the target was restored: who of us may write? */
-		dlist_foreach(it, &sync_tables)
-			dlist_container(SyncTable, node, it.cur)->target_ready = false;
-	}
+		look_at_all_claims();	/* a copy of us is alive too, or the target was restored: who of us may write? */
 	else if (res.outcome == TARGET_REFUSED_TABLE)
 	{
 		claim_forget();
-		dlist_foreach(it, &sync_tables)
-			dlist_container(SyncTable, node, it.cur)->target_ready = false;
+		look_at_all_claims();
 	}
 	/* a beat that is lost is made good by the next */
 	next_beat = TimestampTzPlusMilliseconds(now, res.outcome == TARGET_OK ? BEAT_INTERVAL_MS : 1000);

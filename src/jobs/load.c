@@ -189,7 +189,7 @@ load_look_at_all(SyncTable *st, const char *why)
 
 /* nothing is known any more of what the target has, of any table */
 void
-load_all_again(void)
+load_all_again(const char *why)
 {
 	dlist_iter	it;
 
@@ -200,7 +200,7 @@ load_all_again(void)
 
 		if (!st->state_known || st->resync_done < 0 || load_is_detached(st))
 			continue;			/* it will be loaded anyway */
-		load_need(st, rebuild ? "rebuild" : "full", "the target is older than it was left");
+		load_need(st, rebuild ? "rebuild" : "full", why);
 	}
 }
 

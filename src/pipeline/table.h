@@ -462,7 +462,7 @@ extern bool load_step(SyncTable *st);	/* feeds one piece; false if nothing to do
 extern void load_pass_done(SyncTable *st, Pass *pass);
 extern void load_restart(SyncTable *st);	/* go on from the durable position */
 extern void load_want_sweep(SyncTable *st);	/* rows may have to go from the target */
-extern void load_all_again(void);
+extern void load_all_again(const char *why);
 extern void load_cancel(SyncTable *st);
 extern void load_detach(SyncTable *st);
 extern bool load_is_rebuild(const SyncTable *st);
