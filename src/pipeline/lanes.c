@@ -34,7 +34,9 @@
 
 /*
  * The keys that may be in failed_rows.  What was read before a row was parked
- * does not take it away from there when it arrives.
+ * does not take it away from there when it arrives.  Where there are more than
+ * a share of work_mem has room for, any key may be, and those that are known
+ * are the ones of which something older is on its way.
  */
 typedef struct FailedKey
 {
@@ -639,6 +641,55 @@ lanes_dispatch(SyncTable *st, bool input_idle)
 	return sent;
 }
 
+/* the oldest batch there is, or the next one */
+static uint64
+oldest_batch(const SyncTable *st)
+{
+	uint64		no = st->last_batch_no + 1;
+
+	for (int i = 0; i < st->nlanes; i++)
+	{
+		const Lane *lane = &st->lanes[i];
+
+		if (lane->current != NULL)
+			no = Min(no, lane->current->no);
+		else if (lane->nsealed > 0)
+			no = Min(no, dlist_container(Batch, node, lane->sealed.head.next)->no);
+		else if (lane->open != NULL)
+			no = Min(no, lane->open->no);
+	}
+	return no;
+}
+
+/* as many keys as may be known */
+int
+failed_key_limit(void)
+{
+	return (int) ((Size) cs_work_mem * 1024 / 16 / sizeof(FailedKey));
+}
+
+/* from now on any key may be in failed_rows; what matters of those that are known is kept */
+static void
+failed_too_many(SyncTable *st)
+{
+	struct failedmap_hash *old = st->failed;
+	uint64		oldest = oldest_batch(st);
+	failedmap_iterator it;
+	FailedKey  *entry;
+	bool		found;
+
+	st->failed_all = true;
+	st->failed = failedmap_create(st->cxt, 64, NULL);
+	failedmap_start_iterate(old, &it);
+	while ((entry = failedmap_iterate(old, &it)) != NULL)
+	{
+		if (entry->behind >= oldest)
+			failedmap_insert(st->failed, entry->hash, &found)->behind = entry->behind;
+	}
+	failedmap_destroy(old);
+	st->failed_room = 2 * (int) st->failed->members;
+}
+
 static FailedKey *
 failed_key(SyncTable *st, const char *target_key, int len)
 {
@@ -647,10 +698,19 @@ failed_key(SyncTable *st, const char *target_key, int len)
 
 	if (st->failed == NULL)
 		st->failed = failedmap_create(st->cxt, 64, NULL);
+	else if (st->failed->members >= Max(failed_key_limit(), st->failed_room))
+		failed_too_many(st);
 	entry = failedmap_insert(st->failed, key_hash(target_key, len), &found);
 	if (!found)
 		entry->behind = 0;
 	return entry;
+}
+
+/* none is in failed_rows any more */
+void
+failed_none(SyncTable *st)
+{
+	st->failed_all = false;
 }
 
 void
@@ -662,7 +722,8 @@ failed_key_note(SyncTable *st, const char *target_key, int len)
 bool
 failed_key_known(const SyncTable *st, const char *target_key, int len)
 {
-	return st->failed != NULL && failedmap_lookup(st->failed, key_hash(target_key, len)) != NULL;
+	return st->failed_all ||
+		(st->failed != NULL && failedmap_lookup(st->failed, key_hash(target_key, len)) != NULL);
 }
 
 /* a row leaves failed_rows, if it is there; it was read later than any that was parked */
@@ -689,7 +750,7 @@ unpark_arrived(SyncTable *st, Batch *batch, const BatchSegment *seg)
 	RowSet	   *rs = seg->kind == TARGET_DELETE ? batch->deletes : batch->upserts;
 	StringInfoData key;
 
-	if (st->failed == NULL)
+	if (st->failed == NULL && !st->failed_all)
 		return;
 	initStringInfo(&key);
 	for (int row = seg->lo; row < seg->hi; row++)
@@ -700,8 +761,8 @@ unpark_arrived(SyncTable *st, Batch *batch, const BatchSegment *seg)
 			continue;
 		resetStringInfo(&key);
 		batch_row_key(st, batch, seg->kind == TARGET_DELETE, row, &key);
-		entry = failedmap_lookup(st->failed, key_hash(key.data, key.len));
-		if (entry != NULL && batch->no > entry->behind)
+		entry = st->failed ? failedmap_lookup(st->failed, key_hash(key.data, key.len)) : NULL;
+		if (entry != NULL ? batch->no > entry->behind : st->failed_all)
 			unpark_row(st, key.data, key.len);
 	}
 	pfree(key.data);

@@ -232,6 +232,8 @@ struct SyncTable
 	int			parked_in_a_row;
 	uint64		last_batch_no;
 	struct failedmap_hash *failed;	/* target keys in crate_sync.failed, or NULL */
+	bool		failed_all;		/* there are too many: any key may be in there */
+	int			failed_room;	/* so many may be known then, at least */
 	bool		unrefreshed;	/* written since the last refresh */
 
 	/* feeding a load */
@@ -448,6 +450,8 @@ extern TimestampTz lanes_next_retry(const SyncTable *st);
 /* perhaps it is in failed_rows; false: it is not */
 extern bool failed_key_known(const SyncTable *st, const char *target_key, int len);
 extern void failed_key_note(SyncTable *st, const char *target_key, int len);
+extern int	failed_key_limit(void); /* of more than that, not each is known */
+extern void failed_none(SyncTable *st);
 extern void unpark_row(SyncTable *st, const char *target_key, int len);
 /* of which the row could not be read just now */
 extern void park_row(SyncTable *st, const char *target_key, int keylen, const char *packed, int packed_len,

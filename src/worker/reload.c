@@ -366,8 +366,8 @@ read_durable(SyncTable *st)
 			strcmp(phase, "sweep") == 0 ? LOAD_SWEEP : LOAD_NONE;
 		MemoryContextSwitchTo(oldcxt);
 	}
-	SPI_execute_with_args("SELECT target_key FROM crate_sync.failed WHERE mirror_id = $1 LIMIT 1000000",
-						  1, types, values, NULL, false, 0);
+	SPI_execute_with_args("SELECT target_key FROM crate_sync.failed WHERE mirror_id = $1",
+						  1, types, values, NULL, false, failed_key_limit() + 1);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		char	   *key = spi_string(i, "target_key");
@@ -1395,6 +1395,15 @@ write_failed(SyncTable *st)
 	ListCell   *lc;
 	Oid			types[8] = {INT4OID, TEXTOID, JSONBOID, BYTEAOID, INT4OID, TEXTOID, TEXTOID, TEXTOID};
 
+	if (st->failed_all)
+	{
+		Datum		mirror_id = Int32GetDatum(st->spec.mirror_id);
+
+		SPI_execute_with_args("SELECT FROM crate_sync.failed WHERE mirror_id = $1",
+							  1, types, &mirror_id, NULL, false, 1);
+		if (SPI_processed == 0)
+			failed_none(st);
+	}
 	foreach(lc, st->parked)
 	{
 		ParkedRow  *row = lfirst(lc);

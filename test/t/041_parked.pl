@@ -147,5 +147,34 @@ EOQ
 	is($m->sql($failed), 0, 'none is left in failed_rows');
 }, only => 'standin', why => 'requests are held there');
 
+# --- more failed rows than anybody keeps in mind
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	my $of = sub { $m->sql("SELECT count(*) FROM crate_sync.failed WHERE target_key = '$_[0]'") };
+
+	$m->sql(q{CREATE TABLE t (id int PRIMARY KEY, n int, v text); INSERT INTO t SELECT i, 1, 'old' FROM generate_series(1, 10) i;
+		SELECT crate_sync.add_table('t', row_filter => '100 / (n - 3) < 1000')});
+	$m->equal('t', 'loaded');
+	$m->sql('SELECT crate_sync.stop()');
+	ok($m->poll('SELECT pid IS NULL FROM crate_sync.status'), 'stopped');
+	$m->sql(q{INSERT INTO crate_sync.failed (mirror_id, target_key, key, packed_key, layout, action, error_code, error_message)
+		SELECT mirror_id, k, '{}', '', 1, 'upsert', 'x', 'x' FROM crate_sync.mirror, (SELECT 'no' || i FROM generate_series(1, 1000000) i UNION ALL SELECT unnest(ARRAY['5', '6'])) AS x (k)});
+	$m->sql(q{SET client_min_messages = error; SELECT crate_sync.start()});
+	$m->wait_worker;
+	$m->sql(q{UPDATE t SET v = 'new' WHERE id = 5});
+	ok($m->poll(q{SELECT count(*) = 0 FROM crate_sync.failed WHERE target_key = '5'}), 'the last of a million: it arrives, and is no failed row any more');
+	is($of->('6'), 1, '... the other one still is');
+	$m->sql(q{UPDATE t SET n = 3 WHERE id = 5});
+	ok($m->poll(q{SELECT count(*) = 1 FROM crate_sync.failed WHERE target_key = '5'}), 'it fails again');
+	$m->sql(q{UPDATE t SET n = 2});
+	ok($m->poll(q{SELECT count(*) = 0 FROM crate_sync.failed WHERE target_key IN ('5', '6')}), 'both are fine');
+	is($m->sql(q{SELECT crate_sync.discard_failed('t')}), 1000000, 'the others are given up');
+	$m->equal('t', 'all is well');
+	$m->sql(q{UPDATE t SET n = 3 WHERE id = 7});
+	ok($m->poll('SELECT count(*) FROM crate_sync.failed_rows', 1), 'a row fails when there are few again');
+	$m->sql(q{UPDATE t SET n = 4 WHERE id = 7});
+	ok($m->poll('SELECT count(*) FROM crate_sync.failed_rows', 0), '... and is mended');
+}, only => 'sqlite', why => 'it is what the worker keeps in mind');
+
 $node->stop;
 done_testing();
