@@ -117,6 +117,12 @@ BEGIN
 	LOOP
 		EXECUTE 'GRANT EXECUTE ON FUNCTION add_table TO ' || grantee || CASE WHEN with_option THEN ' WITH GRANT OPTION' ELSE '' END;
 	END LOOP;
+	-- what is granted in here counts as the extension's own, which no dump has: this is the user's
+	UPDATE pg_catalog.pg_init_privs i
+		SET initprivs = ARRAY[pg_catalog.makeaclitem(p.proowner, p.proowner, 'EXECUTE', false)]
+		FROM pg_catalog.pg_proc p
+		WHERE i.classoid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND i.objoid = p.oid
+			AND p.oid = 'add_table(regclass, text, name[], text, name, jsonb, boolean, boolean, text)'::pg_catalog.regprocedure;
 END $$;
 DROP TABLE pg_temp.crate_sync_grants;
 

@@ -97,6 +97,20 @@ foreach my $db ('fresh', 'upgraded', 'upgraded_of_others')
 	$node->safe_psql($db, "SET client_min_messages = error; CREATE EXTENSION crate_sync$version; ALTER EXTENSION crate_sync UPDATE")
 	  if $db ne 'fresh';
 }
+
+# who was given a function that the update makes anew keeps it, as the user's grant: a dump has it
+{
+	my $own = q{SELECT i.initprivs FROM pg_init_privs i JOIN pg_proc p ON p.oid = i.objoid AND i.classoid = 'pg_proc'::regclass WHERE p.proname = 'add_table'};
+	my $given = q{SELECT has_function_privilege('given', 'crate_sync.add_table(regclass, text, name[], text, name, jsonb, boolean, boolean, text)', 'EXECUTE')};
+	$node->safe_psql('postgres', 'CREATE DATABASE given TEMPLATE template0');
+	$node->safe_psql('given', "SET client_min_messages = error; CREATE EXTENSION crate_sync VERSION '$first'; CREATE ROLE given;
+		GRANT USAGE ON SCHEMA crate_sync TO given; GRANT EXECUTE ON FUNCTION crate_sync.add_table TO given; ALTER EXTENSION crate_sync UPDATE");
+	is($node->safe_psql('given', $given), 't', 'a grant survives the update');
+	is($node->safe_psql('given', $own), $node->safe_psql('fresh', $own), '... and is not the extension\'s own');
+	like(`pg_dump -d "@{[ $node->connstr('given') ]}"`, qr/GRANT .* ON FUNCTION crate_sync\.add_table\(.*TO given/, '... and a dump has it');
+	$node->safe_psql('given', 'DROP OWNED BY given');
+	$node->safe_psql('postgres', 'DROP DATABASE given WITH (FORCE)');
+}
 my @fresh = split /\n/, $node->safe_psql('fresh', $describe);
 cmp_ok(scalar(@fresh), '>', 300, 'a catalog is described by ' . scalar(@fresh) . ' lines');
 foreach my $db ('upgraded', 'upgraded_of_others')
