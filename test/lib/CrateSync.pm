@@ -158,6 +158,7 @@ sub on_targets
 	    $o{kinds}     ? @{ $o{kinds} }
 	  : $only || $but ? kinds_but(sub { $only ? $_[0] ne $only : $_[0] eq $but }, $why)
 	  :                 kinds();
+	SKIP: { skip($why, 1) unless @kinds; }
 	foreach my $kind (@kinds)
 	{
 		subtest "on $kind" => sub {
