@@ -282,7 +282,7 @@ ensure_claim_table(TargetResult *res)
 
 	if (table_ready)
 		return true;
-	the_target->ops->ensure_table(the_target, &claim_target, &created, &altered, res);
+	the_target->ops->ensure_table(the_target, &claim_target, true, &created, &altered, res);
 	if (res->outcome != TARGET_OK)
 		return false;
 	table_ready = true;

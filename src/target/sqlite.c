@@ -1344,7 +1344,7 @@ does_not_fit(SqliteTarget *t, const char *fmt,...)
 
 /* compares the table that is there with the one wanted; adds what it lacks */
 static bool
-fit_table(SqliteTarget *t, const TargetTable *table, const char *file_name, bool *altered)
+fit_table(SqliteTarget *t, const TargetTable *table, const char *file_name, bool add, bool *altered)
 {
 	sqlite3_stmt *stmt = prepare(t, "SELECT name, type, \"notnull\", dflt_value IS NULL, pk"
 								 " FROM pragma_table_info(?1) ORDER BY cid");
@@ -1399,7 +1399,7 @@ fit_table(SqliteTarget *t, const TargetTable *table, const char *file_name, bool
 
 	for (int i = 0; ok && i < table->ncols; i++)
 	{
-		sqlite3_stmt *add;
+		sqlite3_stmt *alter;
 
 		if (seen[i])
 			continue;
@@ -1407,11 +1407,13 @@ fit_table(SqliteTarget *t, const TargetTable *table, const char *file_name, bool
 			ok = does_not_fit(t, "it has no column \"%s\"", table->cols[i].name);
 		else
 		{
-			add = prepare(t, psprintf("ALTER TABLE %s ADD COLUMN %s %s", table_sql(table),
+			*altered = true;
+			if (!add)
+				continue;
+			alter = prepare(t, psprintf("ALTER TABLE %s ADD COLUMN %s %s", table_sql(table),
 									  target_quote_ident(table->cols[i].name),
 									  declared_type(table->cols[i].kind)));
-			ok = add && finish(t, add);
-			*altered = true;
+			ok = alter && finish(t, alter);
 		}
 	}
 	return ok;
@@ -1452,7 +1454,7 @@ mark_table(SqliteTarget *t, const TargetTable *table, const char *file_name)
 }
 
 static bool
-make_or_fit_table(SqliteTarget *t, const TargetTable *table, bool *created, bool *altered)
+make_or_fit_table(SqliteTarget *t, const TargetTable *table, bool add, bool *created, bool *altered)
 {
 	char	   *file_name = file_name_of(table->schema, table->name);
 	sqlite3_stmt *stmt;
@@ -1504,11 +1506,11 @@ make_or_fit_table(SqliteTarget *t, const TargetTable *table, bool *created, bool
 	rc = sqlite3_step(stmt);
 	*created = rc != SQLITE_ROW || sqlite3_column_int(stmt, 0) == 0;
 	sqlite3_finalize(stmt);
-	return fit_table(t, table, file_name, altered) && mark_table(t, table, file_name);
+	return fit_table(t, table, file_name, add, altered) && mark_table(t, table, file_name);
 }
 
 static void
-sqlite_ensure_table(Target *target, const TargetTable *table, bool *created, bool *altered,
+sqlite_ensure_table(Target *target, const TargetTable *table, bool add, bool *created, bool *altered,
 					TargetResult *res)
 {
 	SqliteTarget *t = (SqliteTarget *) target;
@@ -1518,7 +1520,7 @@ sqlite_ensure_table(Target *target, const TargetTable *table, bool *created, boo
 	*created = *altered = false;
 	ok = ready(t) && run(t, "BEGIN IMMEDIATE");
 	if (ok)
-		ok = end_transaction(t, make_or_fit_table(t, table, created, altered));
+		ok = end_transaction(t, make_or_fit_table(t, table, add, created, altered));
 	if (!ok)
 	{
 		*created = *altered = false;

@@ -206,9 +206,10 @@ typedef struct TargetOps
 	 * missing, or says in res what does not fit (TARGET_REFUSED_TABLE with a
 	 * message that names column and types), or that a part of the table is
 	 * out of reach.  created is set if it was made or was there but never
-	 * written by us, altered if columns were added to it.
+	 * written by us, altered if columns were added to it, or, without add, are
+	 * still to be.
 	 */
-	void		(*ensure_table) (Target *t, const TargetTable *table, bool *created,
+	void		(*ensure_table) (Target *t, const TargetTable *table, bool add, bool *created,
 								 bool *altered, TargetResult *res);
 
 	/*

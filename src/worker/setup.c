@@ -452,6 +452,24 @@ removal_pending(SyncTable *st)
 }
 
 /* has the target's side ready, takes up what was asked for; false: not now */
+/* columns are to be added to the target table: a load that sees every row is due, and durable */
+static void
+owe_columns(SyncTable *st)
+{
+	if (load_is_detached(st) || load_is_rebuild(st) || st->spec.resync_no > st->resync_done)
+		return;					/* one comes anyway */
+	if (st->phase == LOAD_ROWS && st->load_rows > 0)
+		load_begin(st, "full");
+	else if (st->phase != LOAD_ROWS)
+	{
+		ereport(LOG,
+				(errmsg("crate_sync: %s has not all of its columns: %s.%s is resynced",
+						st->def->target.qualified, st->def->schemaname, st->def->relname)));
+		load_need(st, "full", "the target table was not as it was left");
+	}
+	state_ack(true);
+}
+
 bool
 prepare_table(SyncTable *st)
 {
@@ -523,7 +541,13 @@ prepare_table(SyncTable *st)
 			return false;
 		created = altered = false;
 		cs_point("before ensure");
-		the_target->ops->ensure_table(the_target, &st->def->target, &created, &altered, &res);
+		the_target->ops->ensure_table(the_target, &st->def->target, false, &created, &altered, &res);
+		if (res.outcome == TARGET_OK && altered)
+		{
+			/* once the columns are there, nothing else tells that their values are not */
+			owe_columns(st);
+			the_target->ops->ensure_table(the_target, &st->def->target, true, &created, &altered, &res);
+		}
 		st->found_missing |= created;
 		st->found_altered |= altered;
 		if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)

@@ -200,7 +200,7 @@ answer_one(const char *data, int len)
 			do_write(t, &table, TARGET_DELETE, false);
 			break;
 		case 5:
-			t->ops->ensure_table(t, &table, &created, &altered, &res);
+			t->ops->ensure_table(t, &table, true, &created, &altered, &res);
 			break;
 		case 6:
 			t->ops->raise_fence(t, &table, 1, &epoch, &res);

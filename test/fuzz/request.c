@@ -211,7 +211,7 @@ request_one(const char *data, int len)
 			t->ops->read_fence(t, &table, 1, &epoch, &res);
 			break;
 		case 6:
-			t->ops->ensure_table(t, &table, &created, &altered, &res);
+			t->ops->ensure_table(t, &table, true, &created, &altered, &res);
 			break;
 		case 7:
 			t->ops->drop_table(t, table.schema, table.name, &res);

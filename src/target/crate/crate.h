@@ -132,7 +132,7 @@ extern void build_read_fence(StringInfo buf, const TargetTable *table, int lane)
 
 /* ---- tables.c ---- */
 extern char *crate_ddl(const TargetTable *table);
-extern void crate_ensure_table(Target *target, const TargetTable *table, bool *created,
+extern void crate_ensure_table(Target *target, const TargetTable *table, bool add, bool *created,
 							   bool *altered, TargetResult *res);
 extern void crate_identify(Target *target, const TargetTable *const *tables, int n, char **ids,
 						   TargetResult *res);

@@ -288,7 +288,7 @@ check_columns(CrateTarget *t, const TargetTable *table, const TargetResult *colu
 }
 
 static void
-sync_ensure_table(CrateTarget *t, const TargetTable *table, bool *created, bool *altered,
+sync_ensure_table(CrateTarget *t, const TargetTable *table, bool add, bool *created, bool *altered,
 				  TargetResult *res)
 {
 	char	   *args = table_args(table->schema, table->name);
@@ -346,13 +346,15 @@ sync_ensure_table(CrateTarget *t, const TargetTable *table, bool *created, bool 
 
 		if (!missing[i])
 			continue;
+		*altered = true;
+		if (!add)
+			break;
 		initStringInfo(&ddl);
 		appendStringInfo(&ddl, "ALTER TABLE %s ADD COLUMN ", table->qualified);
 		append_column_def(&ddl, &table->cols[i]);
 		sync_query(t, ddl.data, NULL, res);
 		if (res->outcome == TARGET_REFUSED_ROWS)
 			res->outcome = TARGET_REFUSED_TABLE;
-		*altered = true;
 	}
 	if (res->outcome == TARGET_OK)
 		sync_reachable(t, table, res);
@@ -365,13 +367,13 @@ sync_ensure_table(CrateTarget *t, const TargetTable *table, bool *created, bool 
 }
 
 void
-crate_ensure_table(Target *target, const TargetTable *table, bool *created, bool *altered,
+crate_ensure_table(Target *target, const TargetTable *table, bool add, bool *created, bool *altered,
 				   TargetResult *res)
 {
 	CrateTarget *t = (CrateTarget *) target;
 	MemoryContext caller = sync_enter(t);
 
-	sync_ensure_table(t, table, created, altered, res);
+	sync_ensure_table(t, table, add, created, altered, res);
 	res->nrows = res->ncols = 0;
 	res->cells = NULL;
 	res->colnames = NULL;
