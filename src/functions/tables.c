@@ -341,6 +341,17 @@ target_name(const char *schema, const char *table)
 	return quote_qualified_identifier(schema, table);
 }
 
+/* the same as a statement at the target has it */
+static char *
+target_sql_name(const char *schema, const char *table)
+{
+	char	   *errmsg_;
+	const TargetOps *ops = target_ops_for(cs_target_in_use(), &errmsg_);
+
+	return ops != NULL && ops->sql_name != NULL ? ops->sql_name(schema, table) :
+		target_name(schema, table);
+}
+
 /* was the mirrored table called so when it was added? */
 static bool
 has_name(const MirrorSpec *spec, const char *schema, const char *name)
@@ -483,7 +494,7 @@ add_table(MirrorSpec *spec, bool copy_data, bool if_not_exists, bool *added)
 	old = load_spec(spec->relid);
 	if (old != NULL)
 	{
-		char	   *name = target_name(old->target_schema, old->target_table);
+		char	   *name = target_sql_name(old->target_schema, old->target_table);
 
 		ereport(if_not_exists ? NOTICE : ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
@@ -517,7 +528,7 @@ add_table(MirrorSpec *spec, bool copy_data, bool if_not_exists, bool *added)
 	descend(&e);
 
 	*added = true;
-	return target_name(table->target.schema, table->target.name);
+	return target_sql_name(table->target.schema, table->target.name);
 }
 
 /* adding works without target and worker, but the user should know */

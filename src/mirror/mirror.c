@@ -781,7 +781,7 @@ check_relation(Relation rel)
 				 errmsg("row-level security hides rows of \"%s\" from its owner",
 						RelationGetRelationName(rel)),
 				 errdetail("Rows are read as the table's owner, and all of them have to be seen."),
-				 errhint("ALTER TABLE %s NO FORCE ROW LEVEL SECURITY;", relation_name(rel))));
+				 errhint("It can be mirrored once row-level security is not forced on the owner any more; the owner sees all rows then.")));
 }
 
 /* attnum of a user column; else InvalidAttrNumber, or an error unless missing_ok */

@@ -90,6 +90,16 @@ static Turn turn;
  * What others are told
  * ------------------------------------------------------------------- */
 
+/* what it waited for was no error; with the lock held */
+static void
+forget_waiting(void)
+{
+	if (strcmp(live_db->state, "waiting") != 0)
+		return;
+	live_db->last_error[0] = '\0';
+	live_db->last_error_time = 0;
+}
+
 /* error, hint: may be NULL; a hint not given again is gone */
 void
 worker_tell_state(const char *state, const char *error, const char *hint)
@@ -99,6 +109,7 @@ worker_tell_state(const char *state, const char *error, const char *hint)
 	if (live_db == NULL)
 		return;
 	LWLockAcquire(&live->lock, LW_EXCLUSIVE);
+	forget_waiting();
 	strlcpy(live_db->state, state, sizeof(live_db->state));
 	if (error != NULL)
 	{
@@ -227,7 +238,7 @@ trouble_hint(const SyncTable *st, const char *code)
 		{"5002", "It goes on by itself when the node that has the shards is back; see sys.health in the target."},
 		{"4007", "The table is blocked in the target: see its settings blocks.*. It goes on by itself when the block is gone; changes go on queueing."},
 		{"4037", "The target's disk is nearly full: make room there. It goes on by itself when the block is gone; changes go on queueing."},
-		{"dropped", "Is the table blocked in the target, or the disk there nearly full? It goes on by itself then; changes go on queueing."},
+		{"dropped", "Many rows may have values that are not of their column's type in the target, such as objects whose members have other types than there: mend them, or have the column be of another type. Or the table is blocked there, or the disk nearly full: then it goes on by itself. Changes go on queueing."},
 		{"4011", "Give crate_sync.user its rights in the target: GRANT DQL, DML, DDL ON SCHEMA. Changes go on queueing."},
 		{"http 429", "The target has no room for more: see its load. It is tried again by itself; changes go on queueing."},
 		{"network", "The target answers, but not to this table's requests: see what keeps it there, or raise crate_sync.request_timeout or lower crate_sync.batch_rows. Changes go on queueing."},
@@ -353,6 +364,7 @@ on_exit_clear(int code, Datum arg)
 	live_db->proc = NULL;
 	live_db->start_time = 0;
 	/* what it said last is true no more */
+	forget_waiting();
 	if (strcmp(live_db->state, "down") != 0)
 		live_db->state[0] = live_db->hint[0] = '\0';
 	if (cut_short)

@@ -237,8 +237,8 @@ class CrateTarget:
     def columns(self, name):
         rows = self.sql("SELECT column_name, data_type FROM information_schema.columns "
                         "WHERE table_schema = ? AND table_name = ?", list(name))["rows"]
-        # members of objects are listed too: a["b"]
-        return {r[0]: r[1] for r in rows if not r[0].endswith("]")}
+        # members of objects are listed too: a["b"]; a name that is a type's word comes in quotes
+        return {r[0].strip('"') if r[0].lower() == '"char"' else r[0]: r[1] for r in rows if not r[0].endswith("]")}
 
     def refresh(self, name):
         self.sql("REFRESH TABLE " + self.qualified(name))

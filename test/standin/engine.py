@@ -738,7 +738,7 @@ class Engine:
                     n += 1
                     ty = c.type
                     row = {'table_catalog': 'crate', 'table_schema': t.schema,
-                           'table_name': t.name, 'column_name': c.name, 'data_type': type_name(ty),
+                           'table_name': t.name, 'column_name': told_name(c.name), 'data_type': type_name(ty),
                            'ordinal_position': n,
                            'is_nullable': 'NO' if c.notnull or c.name in t.pk else 'YES',
                            'column_default': None, 'is_generated': 'NEVER',
@@ -770,7 +770,7 @@ class Engine:
                         'table_schema': t.schema, 'table_name': t.name,
                         'constraint_type': 'PRIMARY KEY'}
                 if name == 'key_column_usage':
-                    rows += [dict(base, column_name=k, ordinal_position=i + 1)
+                    rows += [dict(base, column_name=told_name(k), ordinal_position=i + 1)
                              for i, k in enumerate(t.pk)]
                 else:
                     if t.pk:
@@ -1765,6 +1765,11 @@ class _QuietHooks(Hooks):
 
     def row(self, n, row):
         self.inner.row(n, row)
+
+
+def told_name(name):
+    """as information_schema has a column's name: one that is a type's word in quotes"""
+    return '"%s"' % name if name.lower() == 'char' else name
 
 
 PRECISION = {'byte': 8, 'smallint': 16, 'integer': 32, 'bigint': 64, 'real': 24,

@@ -166,6 +166,20 @@ find_column(const TargetTable *table, const char *name)
 	return -1;
 }
 
+/* a column's name as information_schema tells it: one that is a type's word comes in quotes */
+static char *
+told_name(const char *cell)
+{
+	char	   *name = sync_cell_text(cell);
+
+	if (name != NULL && pg_strcasecmp(name, "\"char\"") == 0)
+	{
+		name++;
+		name[4] = '\0';
+	}
+	return name;
+}
+
 static int
 int_or(const char *cell, int otherwise)
 {
@@ -189,7 +203,7 @@ check_columns(CrateTarget *t, const TargetTable *table, const TargetResult *colu
 	for (int r = 0; r < columns->nrows; r++)
 	{
 		char	  **row = columns->cells[r];
-		char	   *name = sync_cell_text(row[0]);
+		char	   *name = told_name(row[0]);
 		char	   *type = sync_cell_text(row[1]);
 		FoundType	found;
 		FoundType	wanted;
@@ -267,7 +281,7 @@ check_columns(CrateTarget *t, const TargetTable *table, const TargetResult *colu
 		same = keys.nrows == table->nkeys;
 		for (int k = 0; k < keys.nrows; k++)
 		{
-			char	   *name = sync_cell_text(keys.cells[k][0]);
+			char	   *name = told_name(keys.cells[k][0]);
 			int			i = name ? find_column(table, name) : -1;
 
 			same = same && i >= 0 && table->cols[i].key;
