@@ -777,6 +777,67 @@ COMMENT ON COLUMN verifications.start_time IS 'when it began; NULL: not known, a
 COMMENT ON COLUMN verifications.end_time IS 'when it ended';
 COMMENT ON COLUMN verifications.message IS 'why it was given up';
 
+/* ---------------------------------------------------------------------------
+ * History.  A sample holds a table's counters as they were; the view says what
+ * was added.
+ * ------------------------------------------------------------------------ */
+
+CREATE TABLE history_sample (
+	time timestamptz NOT NULL,         -- when the minute, or hour, began
+	span interval NOT NULL,            -- 1 min, 1 hour; 0: what is too old, but for the sums
+	mirror_id int NOT NULL,
+	relid oid NOT NULL,
+	schemaname name NOT NULL,
+	relname name NOT NULL,
+	n_tup_upserted bigint NOT NULL,
+	n_tup_deleted bigint NOT NULL,
+	n_tup_failed bigint NOT NULL,
+	requests bigint NOT NULL,
+	retries bigint NOT NULL,
+	bytes_sent bigint NOT NULL,
+	request_time float8 NOT NULL,
+	queued_keys bigint,
+	lag interval,
+	PRIMARY KEY (mirror_id, time, span)
+);
+COMMENT ON TABLE history_sample IS 'storage of history: counters as they were';
+
+CREATE VIEW history AS
+	SELECT d.time, d.span, d.relid, d.schemaname, d.relname, d.n_tup_upserted, d.n_tup_deleted, d.n_tup_failed,
+		   d.requests, d.retries, d.bytes_sent, d.request_time, d.queued_keys, d.lag
+	FROM (SELECT h.time, h.span, h.relid, h.schemaname, h.relname,
+				 greatest(h.n_tup_upserted - coalesce(pg_catalog.lag(h.n_tup_upserted) OVER w, 0), 0) AS n_tup_upserted,
+				 greatest(h.n_tup_deleted - coalesce(pg_catalog.lag(h.n_tup_deleted) OVER w, 0), 0) AS n_tup_deleted,
+				 greatest(h.n_tup_failed - coalesce(pg_catalog.lag(h.n_tup_failed) OVER w, 0), 0) AS n_tup_failed,
+				 greatest(h.requests - coalesce(pg_catalog.lag(h.requests) OVER w, 0), 0) AS requests,
+				 greatest(h.retries - coalesce(pg_catalog.lag(h.retries) OVER w, 0), 0) AS retries,
+				 greatest(h.bytes_sent - coalesce(pg_catalog.lag(h.bytes_sent) OVER w, 0), 0) AS bytes_sent,
+				 greatest(h.request_time - coalesce(pg_catalog.lag(h.request_time) OVER w, 0), 0) AS request_time,
+				 h.queued_keys, h.lag
+		  FROM crate_sync.history_sample h
+		  WINDOW w AS (PARTITION BY h.mirror_id ORDER BY h.time)) d
+	WHERE d.span > interval '0';
+COMMENT ON VIEW history IS 'what each table has pushed, a row a minute in which there was something, of more than a day ago a row an hour; kept for history_retention';
+COMMENT ON COLUMN history.time IS 'when the minute, or hour, began';
+COMMENT ON COLUMN history.span IS 'a minute or an hour';
+COMMENT ON COLUMN history.relid IS 'the table';
+COMMENT ON COLUMN history.schemaname IS 'its schema then';
+COMMENT ON COLUMN history.relname IS 'its name then';
+COMMENT ON COLUMN history.n_tup_upserted IS 'rows written to the target';
+COMMENT ON COLUMN history.n_tup_deleted IS 'rows deleted in the target';
+COMMENT ON COLUMN history.n_tup_failed IS 'rows set aside';
+COMMENT ON COLUMN history.requests IS 'requests with its rows';
+COMMENT ON COLUMN history.retries IS 'requests that had to be sent again';
+COMMENT ON COLUMN history.bytes_sent IS 'size of the requests';
+COMMENT ON COLUMN history.request_time IS 'time that the requests took, in ms';
+COMMENT ON COLUMN history.queued_keys IS 'its keys in the queue at the end of the minute; of an hour, the most; NULL: not known';
+COMMENT ON COLUMN history.lag IS 'age of its oldest key in the queue, likewise';
+-- what was pushed before there was a history is none of it
+INSERT INTO history_sample
+	SELECT pg_catalog.now(), '0', s.mirror_id, s.relid, coalesce(m.source_schema, ''), coalesce(m.source_name, ''),
+		   s.n_tup_upserted, s.n_tup_deleted, s.n_tup_failed, s.requests, s.retries, s.bytes_sent, s.request_time, NULL, NULL
+	FROM mirror_state s JOIN mirror m USING (mirror_id);
+
 /* whose all of this is: the views' readers', and nobody else's, whatever ALTER DEFAULT PRIVILEGES says */
 DO $$
 DECLARE
@@ -795,7 +856,7 @@ BEGIN
 			EXECUTE 'REVOKE ALL ON FUNCTION ' || o || ' FROM ' || grantee || ' CASCADE';
 		END LOOP;
 	END LOOP;
-	FOREACH o IN ARRAY ARRAY['verification', 'verification_verification_id_seq', 'verifications']::pg_catalog.text[]
+	FOREACH o IN ARRAY ARRAY['verification', 'verification_verification_id_seq', 'verifications', 'history_sample', 'history']::pg_catalog.text[]
 	LOOP
 		FOR grantee IN
 			SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END
@@ -806,7 +867,7 @@ BEGIN
 		END LOOP;
 	END LOOP;
 END $$;
-GRANT SELECT ON verifications TO pg_monitor;
+GRANT SELECT ON verifications, history TO pg_monitor;
 GRANT EXECUTE ON FUNCTION metrics(text) TO pg_monitor;
 /* --- end of reports --- */
 

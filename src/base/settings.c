@@ -32,6 +32,7 @@ int			cs_log_min_duration = -1;
 bool		cs_enabled = true;
 int			cs_max_lag = 300000;
 int			cs_max_queue_size = 10240;
+int			cs_history_retention;
 int			cs_queue_full_action = QUEUE_FULL_WARN;
 bool		cs_capture = true;
 bool		cs_debug_points = false;
@@ -104,6 +105,9 @@ settings_define(GucStringCheckHook check_target)
 							 "What is done when the queue is full: warn, or detach_and_resync.",
 							 "The latter has the table that fills it most stop queueing, and loads it anew when the target is back.",
 							 &cs_queue_full_action, QUEUE_FULL_WARN, queue_full_actions, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("crate_sync.history_retention",
+							"How long crate_sync.history and crate_sync.verifications go back; 0: no history.", NULL,
+							&cs_history_retention, 30 * 24 * 60, 0, INT_MAX, PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
 	DefineCustomBoolVariable("crate_sync.capture",
 							 "Queue this session's changes; a superuser may skip that on purpose.",
 							 "What is changed while it is off does not reach the target.",

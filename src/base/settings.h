@@ -39,6 +39,7 @@ extern int	cs_log_min_duration;
 extern bool cs_enabled;
 extern int	cs_max_lag;
 extern int	cs_max_queue_size;		/* MB */
+extern int	cs_history_retention;	/* min */
 extern int	cs_queue_full_action;
 extern bool cs_capture;
 extern bool cs_debug_points;		/* see point.h */

@@ -45,6 +45,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
+#include "worker/history.h"
 #include "worker/overflow.h"
 
 /* deaths in a row without anything pushed, after which it stays down */
@@ -672,6 +673,7 @@ look_around(void)
 		note_progress();
 		ereport(LOG, (errmsg("crate_sync: the worker was stopped")));
 		worker_tell_state("stopped", NULL, NULL);
+		history_end();
 		leave(LIVE_ABSENT, 0);
 	}
 }
@@ -1185,6 +1187,7 @@ main_loop(MemoryContext turn_cxt)
 		busy = take_turn();
 		busy |= take_answers();
 		write_stats_and_rotate(!busy);
+		history_turn();
 
 		if (!busy)
 		{
