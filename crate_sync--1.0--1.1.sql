@@ -546,6 +546,197 @@ INSERT INTO history_sample
 		   s.n_tup_upserted, s.n_tup_deleted, s.n_tup_failed, s.requests, s.retries, s.bytes_sent, s.request_time, NULL, NULL
 	FROM mirror_state s JOIN mirror m USING (mirror_id);
 
+/* ---------------------------------------------------------------------------
+ * The report: one HTML file, for a person.  What comes from users (names,
+ * errors, queries) goes through html().
+ * ------------------------------------------------------------------------ */
+
+CREATE FUNCTION html(value text) RETURNS text
+	LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+	AS $$ SELECT coalesce(replace(replace(replace(replace(replace(regexp_replace(value, '[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]', '?', 'g'),
+		'&', '&amp;'), '<', '&lt;'), '>', '&gt;'), '"', '&quot;'), '''', '&#39;'), '') $$;
+COMMENT ON FUNCTION html(text) IS 'a text as it stands in HTML, in an attribute, too';
+
+CREATE FUNCTION report_bars(labels text[], bars float8[], shown text[], classes text[], width int DEFAULT 420) RETURNS text
+	LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+	AS $$
+	-- a bar never looks like none where there is something
+	SELECT format('<svg viewBox="0 0 %s %s" role="img" class="bars">', width, 8 + 24 * count(*))
+		|| string_agg(format('<text x="0" y="%s" class="lab">%s</text><rect x="112" y="%s" width="%s" height="14" rx="2" class="%s"><title>%s: %s</title></rect><text x="%s" y="%s" class="val">%s</text>',
+			18 + 24 * (b.i - 1), crate_sync.html(CASE WHEN length(b.label) > 15 THEN left(b.label, 14) || '…' ELSE b.label END),
+			7 + 24 * (b.i - 1), round(w.w::numeric, 1), b.class, crate_sync.html(b.label), crate_sync.html(b.shown),
+			round((118 + w.w)::numeric, 1), 18 + 24 * (b.i - 1), crate_sync.html(b.shown)), '' ORDER BY b.i)
+		|| '</svg>'
+	FROM unnest(labels, bars, shown, classes) WITH ORDINALITY b(label, bar, shown, class, i)
+		CROSS JOIN (SELECT nullif(max(m), 0) AS most FROM unnest(bars) m) t
+		CROSS JOIN LATERAL (SELECT CASE WHEN coalesce(b.bar, 0) <= 0 OR t.most IS NULL THEN 0 ELSE greatest(2, (width - 212) * b.bar / t.most) END AS w) w
+	$$;
+COMMENT ON FUNCTION report_bars(text[], float8[], text[], text[], int) IS 'part of report(): bars as SVG';
+
+CREATE FUNCTION report_line(times timestamptz[], figures float8[], since timestamptz, until timestamptz, unit text, class text) RETURNS text
+	LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET timezone = 'UTC'
+	AS $$
+	SELECT '<svg viewBox="0 0 420 176" role="img" class="line">'
+		|| format('<line x1="52" y1="150" x2="412" y2="150" class="axis"/><line x1="52" y1="20" x2="412" y2="20" class="grid"/><line x1="52" y1="85" x2="412" y2="85" class="grid"/>')
+		|| format('<text x="48" y="24" class="tick end">%s</text><text x="48" y="89" class="tick end">%s</text><text x="48" y="154" class="tick end">0</text><text x="52" y="10" class="tick">%s</text>',
+			top.shown, half.shown, crate_sync.html(unit))
+		|| (SELECT string_agg(format('<text x="%s" y="168" class="tick %s">%s</text>', round((52 + 360 * k / 4.0)::numeric), CASE k WHEN 0 THEN '' WHEN 4 THEN 'end' ELSE 'mid' END,
+				to_char(since + (until - since) * (k / 4.0), CASE WHEN until - since > interval '2 days' THEN 'MM-DD HH24:MI' ELSE 'HH24:MI' END)), '' ORDER BY k)
+			FROM generate_series(0, 4) k WHERE k % 2 = 0 OR until - since <= interval '2 days')
+		|| CASE WHEN p.points IS NULL THEN '<text x="232" y="90" class="tick mid">nothing in this time</text>' ELSE p.points END
+		|| '</svg>'
+	FROM (SELECT greatest(coalesce(max(v), 0), 0) AS most FROM unnest(figures) v) m
+		CROSS JOIN LATERAL (SELECT CASE WHEN m.most <= 0 THEN 1 ELSE m.most END AS y) s
+		CROSS JOIN LATERAL (SELECT CASE WHEN s.y >= 10 THEN round(s.y::numeric)::text ELSE round(s.y::numeric, 2)::text END AS shown) top
+		CROSS JOIN LATERAL (SELECT CASE WHEN s.y >= 20 THEN round(s.y::numeric / 2)::text ELSE round(s.y::numeric / 2, 2)::text END AS shown) half
+		CROSS JOIN (SELECT string_agg(format('<rect x="%s" y="%s" width="%s" height="%s" class="%s"><title>%s UTC: %s</title></rect>',
+				round((52 + 360 * extract(epoch FROM q.t - since)::numeric / greatest(extract(epoch FROM until - since)::numeric, 1)), 1),
+				round((150 - 130 * q.v / q.y)::numeric, 1), greatest(round(360.0 / greatest(q.n, 120), 1), 1.5), round((130 * q.v / q.y)::numeric, 1), class,
+				to_char(q.t, 'YYYY-MM-DD HH24:MI'), round(q.v::numeric, 2)), '' ORDER BY q.t) AS points
+			FROM (SELECT u.t, greatest(u.v, 0) AS v, greatest(1e-9, (SELECT max(v) FROM unnest(figures) v)) AS y, count(*) OVER () AS n
+				  FROM unnest(times, figures) u(t, v) WHERE u.v > 0 AND u.t >= since AND u.t < until) q) p
+	$$;
+COMMENT ON FUNCTION report_line(timestamptz[], float8[], timestamptz, timestamptz, text, text) IS 'part of report(): a figure over time as SVG';
+
+CREATE FUNCTION report(since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL) RETURNS text
+	LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres'
+	AS $$
+DECLARE
+	until_ timestamptz := coalesce(until, clock_timestamp());
+	since_ timestamptz := coalesce(since, coalesce(until, clock_timestamp()) - interval '1 day');
+	step interval;
+	s crate_sync.status%ROWTYPE;
+	out text;
+	part text;
+	n int;
+BEGIN
+	IF since_ >= until_ THEN
+		RAISE EXCEPTION 'since must be before until' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	SELECT * INTO s FROM crate_sync.status;
+	-- about 240 points at most
+	step := CASE WHEN until_ - since_ <= interval '4 hours' THEN interval '1 min'
+				WHEN until_ - since_ <= interval '2 days' THEN interval '10 min'
+				WHEN until_ - since_ <= interval '10 days' THEN interval '1 hour' ELSE interval '4 hours' END;
+
+	out := format($h$<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>crate_sync: %1$s, %2$s</title>
+<style>
+:root{color-scheme:light dark;--bg:#fff;--fg:#1b1f24;--dim:#5a6472;--line:#d8dee4;--card:#f6f8fa;--good:#1a7f37;--bad:#cf222e;--warn:#9a6700;--a:#0969da;--b:#bf8700;--c:#cf222e}
+@media(prefers-color-scheme:dark){:root{--bg:#0d1117;--fg:#e6edf3;--dim:#9aa5b1;--line:#30363d;--card:#161b22;--good:#3fb950;--bad:#f85149;--warn:#d29922;--a:#58a6ff;--b:#d29922;--c:#f85149}}
+*{box-sizing:border-box}body{margin:0 auto;padding:16px;max-width:1120px;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+h1{font-size:22px;margin:0 0 4px}h2{font-size:17px;margin:28px 0 8px;border-bottom:1px solid var(--line);padding-bottom:4px}h3{font-size:14px;margin:12px 0 4px}
+p{margin:6px 0;overflow-wrap:anywhere}.dim{color:var(--dim)}code,pre{font:13px/1.45 ui-monospace,Menlo,Consolas,monospace}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--card);border:1px solid var(--line);border-radius:6px;padding:8px;margin:6px 0}
+.state{border:1px solid var(--line);border-left:6px solid var(--bad);background:var(--card);border-radius:6px;padding:10px 14px;margin:12px 0}.state.ok{border-left-color:var(--good)}.state b{font-size:18px}
+.figs{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:8px;margin:10px 0}.figs div{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:8px 10px}.figs b{display:block;font-size:18px;overflow-wrap:anywhere}.figs span{color:var(--dim);font-size:12px}
+.wrap{overflow-x:auto}table{border-collapse:collapse;width:100%%;font-size:13px}th,td{text-align:left;padding:5px 8px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere;min-width:56px}td:first-child{min-width:120px}th{color:var(--dim);font-weight:600;white-space:nowrap}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.good{color:var(--good)}.bad{color:var(--bad)}.warn{color:var(--warn)}.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%%,420px),1fr));gap:16px}
+svg{display:block;width:100%%;height:auto;max-width:560px}svg text{fill:var(--fg);font:12px ui-monospace,Menlo,Consolas,monospace}.tick{fill:var(--dim)!important;font-size:11px!important}.end{text-anchor:end}.mid{text-anchor:middle}.axis{stroke:var(--dim)}.grid{stroke:var(--line)}
+.fa{fill:var(--a)}.fb{fill:var(--b)}.fc{fill:var(--c)}.fg{fill:var(--dim)}.sw{display:inline-block;width:10px;height:10px;border-radius:2px;margin:0 4px 0 12px}.sa{background:var(--a)}.sb{background:var(--b)}.sc{background:var(--c)}
+footer{margin:32px 0 8px;color:var(--dim);font-size:12px}
+@media print{body{max-width:none}}
+</style></head><body>
+<h1>crate_sync: %1$s</h1>
+<p class="dim">%3$s to %4$s UTC. Into %5$s%6$s.</p>
+<div class="state%7$s"><b>%8$s</b><p>%9$s</p>%10$s</div>
+<div class="figs"><div><b>%11$s</b><span>tables, %12$s not well</span></div><div><b>%13$s</b><span>keys queued, %14$s</span></div><div><b>%15$s</b><span>lag</span></div>
+<div><b>%16$s</b><span>failed rows</span></div><div><b>%17$s</b><span>differences</span></div><div><b>%18$s</b><span>last acknowledgement</span></div></div>
+$h$, crate_sync.html(current_database()), to_char(until_, 'YYYY-MM-DD'), to_char(since_, 'YYYY-MM-DD HH24:MI'), to_char(until_, 'YYYY-MM-DD HH24:MI'),
+		crate_sync.html(coalesce(nullif(s.target, ''), 'no target')), crate_sync.html(', ' || s.target_version),
+		CASE WHEN s.ok THEN ' ok' ELSE '' END, crate_sync.html(s.state), crate_sync.html(s.message),
+		CASE WHEN s.hint IS NOT NULL THEN '<p>What to do:</p><pre>' || crate_sync.html(s.hint) || '</pre>' ELSE '' END,
+		s.n_tables, s.n_tables_not_ok, s.queued_keys, pg_size_pretty(s.queue_bytes), crate_sync.html(date_trunc('second', s.lag)::text),
+		s.n_failed_rows, s.n_differences, coalesce(to_char(s.last_ack_time, 'YYYY-MM-DD HH24:MI:SS'), 'none'));
+
+	-- tables
+	SELECT '<h2>Tables</h2><div class="wrap"><table><tr><th>table</th><th>state</th><th class="n">upserted</th><th class="n">deleted</th><th class="n">failed</th><th class="n">queued</th><th class="n">lag</th><th>last proof</th><th>what to do</th></tr>'
+		|| string_agg(format('<tr><td>%s</td><td class="%s">%s</td><td class="n">%s</td><td class="n">%s</td><td class="n">%s</td><td class="n">%s</td><td class="n">%s</td><td>%s</td><td>%s</td></tr>',
+			crate_sync.html(t.schemaname || '.' || t.relname),
+			CASE WHEN t.state IN ('new', 'loading', 'sweeping', 'verifying', 'ready') THEN 'good' ELSE 'bad' END, crate_sync.html(t.state),
+			t.n_tup_upserted, t.n_tup_deleted, t.n_tup_failed, coalesce(t.queued_keys::text, '?'), coalesce(date_trunc('second', t.lag)::text, '?'),
+			CASE WHEN v.end_time IS NULL THEN '<span class="dim">never compared</span>'
+				WHEN v.ok THEN format('<span class="good">equal</span>, %s rows, %s', v.rows_compared, to_char(v.end_time, 'YYYY-MM-DD HH24:MI'))
+				WHEN v.n_found IS NULL THEN format('<span class="bad">given up</span>: %s', crate_sync.html(v.message))
+				ELSE format('<span class="bad">%s differ</span> of %s rows, %s', v.n_found - v.n_repaired, v.rows_compared, to_char(v.end_time, 'YYYY-MM-DD HH24:MI')) END,
+			crate_sync.html(t.hint)), '' ORDER BY t.schemaname, t.relname) || '</table></div>'
+		INTO part
+		FROM crate_sync.tables t
+			LEFT JOIN LATERAL (SELECT * FROM crate_sync.verifications v WHERE v.relid = t.relid ORDER BY v.end_time DESC LIMIT 1) v ON true;
+	out := out || coalesce(part, '<h2>Tables</h2><p class="dim">none is mirrored</p>');
+
+	-- rows pushed in that time
+	SELECT '<h2>Rows pushed in this time</h2><p><span class="sw sa"></span>upserted<span class="sw sb"></span>deleted<span class="sw sc"></span>failed</p><div class="two">'
+		|| string_agg('<div><h3>' || crate_sync.html(h.name) || '</h3>'
+			|| crate_sync.report_bars(ARRAY['upserted', 'deleted', 'failed'], ARRAY[h.u, h.d, h.f]::float8[], ARRAY[h.u::text, h.d::text, h.f::text], '{fa,fb,fc}') || '</div>', '' ORDER BY h.name)
+		|| '</div>'
+		INTO part
+		FROM (SELECT h.schemaname || '.' || h.relname AS name, sum(h.n_tup_upserted) AS u, sum(h.n_tup_deleted) AS d, sum(h.n_tup_failed) AS f
+			  FROM crate_sync.history h WHERE h.time >= since_ - h.span AND h.time < until_ GROUP BY 1 ORDER BY sum(h.n_tup_upserted + h.n_tup_deleted + h.n_tup_failed) DESC LIMIT 40) h;
+	out := out || coalesce(part, '<h2>Rows pushed in this time</h2><p class="dim">none, or no history is kept</p>');
+
+	-- over time
+	SELECT '<h2>Over time</h2><div class="two"><div><h3>Rows per second</h3>'
+		|| crate_sync.report_line(array_agg(b.t ORDER BY b.t), array_agg(b.r ORDER BY b.t), since_, until_, 'rows/s', 'fa')
+		|| '</div><div><h3>Lag</h3>' || crate_sync.report_line(array_agg(b.t ORDER BY b.t), array_agg(b.l ORDER BY b.t), since_, until_, 'seconds', 'fb') || '</div></div>'
+		INTO part
+		FROM (SELECT date_bin(step, h.time, since_) AS t, sum(h.n_tup_upserted + h.n_tup_deleted) / extract(epoch FROM greatest(step, max(h.span)))::float8 AS r,
+				max(extract(epoch FROM h.lag))::float8 AS l
+			  FROM crate_sync.history h WHERE h.time >= since_ AND h.time < until_ GROUP BY 1) b;
+	out := out || coalesce(part, '');
+
+	-- proof
+	SELECT '<h2>Comparisons of both sides</h2><div class="wrap"><table><tr><th>table</th><th>ended</th><th class="n">rows compared</th><th class="n">differences</th><th class="n">repaired</th><th>outcome</th></tr>'
+		|| string_agg(format('<tr><td>%s</td><td>%s</td><td class="n">%s</td><td class="n">%s</td><td class="n">%s</td><td class="%s">%s</td></tr>',
+			crate_sync.html(v.schemaname || '.' || v.relname), to_char(v.end_time, 'YYYY-MM-DD HH24:MI:SS'), v.rows_compared, coalesce(v.n_found::text, ''), coalesce(v.n_repaired::text, ''),
+			CASE WHEN v.ok THEN 'good' ELSE 'bad' END, CASE WHEN v.ok AND v.n_repaired > 0 THEN 'equal after repair' WHEN v.ok THEN 'equal' WHEN v.n_found IS NULL THEN 'given up: ' || crate_sync.html(v.message) ELSE 'differs' END), '' ORDER BY v.end_time DESC)
+		|| '</table></div>'
+		INTO part
+		FROM (SELECT * FROM crate_sync.verifications v ORDER BY v.end_time DESC LIMIT 20) v;
+	out := out || coalesce(part, '<h2>Comparisons of both sides</h2><p class="dim">none yet: <code>SELECT crate_sync.verify();</code></p>');
+
+	-- failed rows by error
+	SELECT '<h2>Failed rows</h2><div class="wrap"><table><tr><th>table</th><th class="n">rows</th><th>code</th><th>what was said</th><th>last</th></tr>'
+		|| string_agg(format('<tr><td>%s</td><td class="n">%s</td><td>%s</td><td>%s</td><td>%s</td></tr>', crate_sync.html(f.name), f.n, crate_sync.html(f.error_code),
+			crate_sync.html(left(f.message, 400)), to_char(f.last, 'YYYY-MM-DD HH24:MI')), '' ORDER BY f.n DESC, f.name)
+		|| '</table></div><p>Mend them, then <code>SELECT crate_sync.retry_failed();</code></p>'
+		INTO part
+		FROM (SELECT f.schemaname || '.' || f.relname AS name, f.error_code, min(f.error_message) AS message, count(*) AS n, max(f.last_failed_time) AS last
+			  FROM crate_sync.failed_rows f GROUP BY 1, 2 ORDER BY count(*) DESC LIMIT 20) f;
+	out := out || coalesce(part, '<h2>Failed rows</h2><p class="good">none</p>');
+
+	-- benchmarks: what is slower is as plain as what is faster
+	SELECT '<h2>The same question to both</h2><p class="dim">Median times, the way to the target and back included. What is slower there is said as plainly as what is faster.</p><div class="two">'
+		|| string_agg('<div><pre>' || crate_sync.html(left(b.query, 300)) || '</pre>'
+			|| crate_sync.report_bars(ARRAY['PostgreSQL', b.target], ARRAY[b.source_p50_time, b.target_p50_time], ARRAY[round(b.source_p50_time::numeric, 2) || ' ms', round(b.target_p50_time::numeric, 2) || ' ms'], '{fg,fa}')
+			|| format('<p>%s; p95 %s against %s ms; %s</p></div>',
+				CASE WHEN b.speedup >= 1.05 THEN format('<span class="good">%s is %s times faster</span>', crate_sync.html(b.target), round(b.speedup::numeric, 1))
+					WHEN b.speedup <= 1 / 1.05 THEN format('<span class="bad">%s is %s times slower</span>', crate_sync.html(b.target), round((1 / greatest(b.speedup, 1e-9))::numeric, 1))
+					ELSE 'both take as long' END,
+				round(b.source_p95_time::numeric, 2), round(b.target_p95_time::numeric, 2),
+				CASE WHEN b.rows_match THEN 'answers agree (' || b.source_rows || ' rows)' ELSE '<span class="bad">answers differ: ' || crate_sync.html(left(b.mismatch, 200)) || '</span>' END), '' ORDER BY b.benchmark_id DESC)
+		|| '</div>'
+		INTO part
+		FROM (SELECT * FROM crate_sync.benchmark_results b WHERE b.run_time < until_ ORDER BY b.benchmark_id DESC LIMIT 10) b;
+	out := out || coalesce(part, '<h2>The same question to both</h2><p class="dim">not asked yet: <code>SELECT * FROM crate_sync.benchmark(&#39;SELECT ...&#39;);</code></p>');
+
+	-- settings that are not the default
+	SELECT '<h2>Settings that differ from the default</h2><div class="wrap"><table><tr><th>setting</th><th>value</th><th>default</th><th>from</th></tr>'
+		|| string_agg(format('<tr><td><code>%s</code></td><td>%s</td><td>%s</td><td>%s</td></tr>', crate_sync.html(g.name), crate_sync.html(g.setting || coalesce(' ' || g.unit, '')),
+			crate_sync.html(g.boot_val || coalesce(' ' || g.unit, '')), crate_sync.html(g.source)), '' ORDER BY g.name)
+		|| '</table></div>'
+		INTO part
+		FROM pg_settings g WHERE g.name LIKE 'crate\_sync.%' AND g.setting IS DISTINCT FROM g.boot_val AND g.name NOT LIKE '%password%' AND g.name NOT LIKE '%.debug\_%';
+	out := out || coalesce(part, '<h2>Settings that differ from the default</h2><p class="dim">none</p>');
+
+	SELECT extversion INTO part FROM pg_extension WHERE extname = 'crate_sync';
+	RETURN out || format(E'<footer>crate_sync %s on PostgreSQL %s. Times are UTC. psql -Aqtc "SELECT crate_sync.report()" -o report.html</footer>\n</body></html>',
+		crate_sync.html(part), crate_sync.html(current_setting('server_version')));
+END $$;
+COMMENT ON FUNCTION report(timestamptz, timestamptz) IS
+	'an HTML page about the last day, or another time: psql -Aqtc "SELECT crate_sync.report()" -o report.html';
+
 /* whose all of this is: the views' readers', and nobody else's, whatever ALTER DEFAULT PRIVILEGES says */
 DO $$
 DECLARE
@@ -553,7 +744,11 @@ DECLARE
 	grantee pg_catalog.text;
 BEGIN
 	FOREACH o IN ARRAY ARRAY['metrics(text)',
-			'validate(regclass)']
+			'validate(regclass)',
+			'html(text)',
+			'report_bars(text[], double precision[], text[], text[], integer)',
+			'report_line(timestamptz[], double precision[], timestamptz, timestamptz, text, text)',
+			'report(timestamptz, timestamptz)']
 	LOOP
 		FOR grantee IN
 			SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END
@@ -576,5 +771,7 @@ BEGIN
 	END LOOP;
 END $$;
 GRANT SELECT ON verifications, history TO pg_monitor;
-GRANT EXECUTE ON FUNCTION metrics(text) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION metrics(text), html(text), report(timestamptz, timestamptz),
+	report_bars(text[], double precision[], text[], text[], integer),
+	report_line(timestamptz[], double precision[], timestamptz, timestamptz, text, text) TO pg_monitor;
 /* --- end of reports --- */
