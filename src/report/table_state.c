@@ -110,9 +110,24 @@ qualified(const char *schema, const char *name, Oid relid)
 	return quote_qualified_identifier(schema, name);
 }
 
+/* was no other one called so as well?  Else nobody knows whose place the name's table would take. */
+static bool
+is_alone(const TableState *t, const TableState *tables, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		const TableState *o = &tables[i];
+
+		if (o != t && o->source_name != NULL && strcmp(o->source_name, t->source_name) == 0 &&
+			strcmp(o->source_schema, t->source_schema) == 0)
+			return false;
+	}
+	return true;
+}
+
 /* one mirrored table's trouble in words; each statement of a hint can be pasted, and the whole does no harm */
 static void
-explain(const TableState *t, const char *state, char **message, char **hint)
+explain(const TableState *t, const char *state, bool alone, char **message, char **hint)
 {
 	char	   *name = qualified(t->schemaname, t->relname, t->relid);
 	char	   *former = qualified(t->source_schema, t->source_name, t->relid);
@@ -132,8 +147,10 @@ explain(const TableState *t, const char *state, char **message, char **hint)
 							t->gone ? "was dropped" : psprintf("is called %s now", name),
 							t->follow_name && t->last_error ? ": " : "",
 							t->follow_name && t->last_error ? t->last_error : "");
-		*hint = psprintf("Either SELECT crate_sync.follow_name(%s); or SELECT crate_sync.%s;",
-						 quote_literal_cstr(former), keep);
+		*hint = alone ?
+			psprintf("Either SELECT crate_sync.follow_name(%s); or SELECT crate_sync.%s;",
+					 quote_literal_cstr(former), keep) :
+			psprintf("SELECT crate_sync.%s;", keep);
 	}
 	else if (strcmp(state, "dropped") == 0 && t->follow_name)
 	{
@@ -248,7 +265,7 @@ crate_sync_table_states(PG_FUNCTION_ARGS)
 
 		while (trouble < lengthof(troubles) && strcmp(troubles[trouble], state) != 0)
 			trouble++;
-		explain(t, state, &message, &hint);
+		explain(t, state, strcmp(state, "renamed") != 0 || is_alone(t, tables, n), &message, &hint);
 		values[0] = Int32GetDatum(t->mirror_id);
 		nulls[1] = t->schemaname == NULL;
 		values[1] = nulls[1] ? (Datum) 0 : DirectFunctionCall1(namein, CStringGetDatum(t->schemaname));

@@ -259,6 +259,15 @@ EOQ
 	$m->sql($keep);
 	is($m->status('state'), 'ok', 'kept');
 	is($m->target_value(q{SELECT v FROM {t} WHERE id = 1}), 'old', 'it is as before');
+	# two were called so, and a third one is: which of them it would follow, nobody knows
+	$m->sql(q{CREATE TABLE u (id int PRIMARY KEY); SELECT crate_sync.add_table('u'); ALTER TABLE u RENAME TO u_1});
+	$m->sql(q{CREATE TABLE u (id int PRIMARY KEY); SELECT crate_sync.add_table('u', 'u_too'); ALTER TABLE u RENAME TO u_2});
+	$m->sql('CREATE TABLE u (id int PRIMARY KEY)');
+	is($m->sql(q{SELECT hint FROM crate_sync.tables WHERE state = 'renamed' ORDER BY relname}),
+		"SELECT crate_sync.keep_table('$s.u_1');\nSELECT crate_sync.keep_table('$s.u_2');", 'of two that had the name, each can be kept');
+	$m->sql(q{SELECT crate_sync.keep_table('u_2')});
+	is($m->status('hint'), "Either SELECT crate_sync.follow_name('$s.u'); or SELECT crate_sync.keep_table('$s.u_1');", 'the last one has both ways out');
+	$m->sql(q{SELECT crate_sync.remove_table('u_1'); SELECT crate_sync.remove_table('u_2'); DROP TABLE u, u_1, u_2});
 	# a name that takes quotes; the table is dropped
 	$m->sql(q{BEGIN; DROP TABLE "we'ird T"; CREATE TABLE "we'ird T" (id int PRIMARY KEY, v text); INSERT INTO "we'ird T" VALUES (7, 'next'); COMMIT});
 	ok($m->poll(q{SELECT state = 'renamed' FROM crate_sync.status}), 'dropped, and the name taken');
