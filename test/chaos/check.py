@@ -19,7 +19,7 @@ MIRRORS = """SELECT json_build_array(m.relid::oid, m.relid::regclass, m.target_s
 
 
 # states in which the target has what the source has: renamed says that somebody has to say who is meant
-WHOLE = ("ready", "renamed", "differences")
+WHOLE = ("ready", "renamed", "differences", "verifying")
 
 
 class Target:

@@ -87,7 +87,9 @@ sub poll
 
 	while (1)
 	{
-		my $ret = $node->psql($db, $query, stdout => \$got, stderr => \$err);
+		# where nobody can connect, psql may be gone before it has read the query: that is an error of IPC::Run's
+		my $ret = eval { $node->psql($db, $query, stdout => \$got, stderr => \$err) };
+		$err = $@ unless defined $ret;
 		return 1 if defined $ret && $ret == 0 && $got eq $expected;
 		last if time() > $until;
 		sleep 0.1;
