@@ -873,9 +873,12 @@ serve_refreshes(void)
 	{
 		if (asked[i].wanted == asked[i].done)
 			continue;
-		/* what was altered before it was asked for may owe a load: the waiter has to see that */
+		/* what was altered before it was asked for may owe a load, or name another target: the waiter has to see that */
 		if (!looked)
+		{
+			look_around();
 			state_look();
+		}
 		looked = true;
 		if (!refresh_tables(asked[i].relid))
 			continue;
