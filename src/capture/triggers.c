@@ -163,6 +163,12 @@ ensure_trigger(Oid relid, List *tree, const char *name, const char *event, List 
 	return true;
 }
 
+/*
+ * Runs nothing of the owner's, though as a superuser: CREATE TRIGGER evaluates
+ * no expression of the table but functions of constants in partition keys, and
+ * no member of this tree has an expression there, as PostgreSQL has no key for
+ * such a table, nor for one that it is to be a part of.
+ */
 bool
 triggers_ensure(Oid relid, List *key, bool wait)
 {

@@ -1013,6 +1013,11 @@ queue_blocks(int table)
 	return n;
 }
 
+/*
+ * A transaction that has queued something and stays open keeps its generation
+ * from being emptied, and three of them can keep all.  Nothing else would give
+ * the room back meanwhile: what is deleted while it is open VACUUM leaves, too.
+ */
 void
 queue_rotate(void)
 {
