@@ -102,7 +102,9 @@ check_result(const TargetResult *res, const char *what)
 			ereport(ERROR,
 					(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
 					 errmsg("the target refused %s: %s", what, message),
-					 errdetail("Code %s.", res->code)));
+					 errdetail("Code %s.", res->code),
+					 strcmp(what, "the query") == 0 ?
+					 errhint("Where the target wants other words than PostgreSQL, pass its query as target_sql.") : 0));
 	}
 }
 
@@ -357,12 +359,13 @@ parse_query(char **query)
 }
 
 /*
- * The query with the names of mirrored tables replaced by the target's.
+ * The query with the names of mirrored tables replaced by the target's; *note
+ * tells which of them have not all of their rows there, or is NULL.
  * Where the query gives a table no alias it gets its own name as one, since
  * columns may be qualified by it.
  */
 static char *
-translate_query(const char *query, SelectStmt *stmt, const TargetOps *ops)
+translate_query(const char *query, SelectStmt *stmt, const TargetOps *ops, char **note)
 {
 	QueryNames	names = {0};
 	List	   *specs;
@@ -383,6 +386,7 @@ translate_query(const char *query, SelectStmt *stmt, const TargetOps *ops)
 		RangeVar   *rv = lfirst(lc);
 		Oid			relid;
 		ListCell   *lc2;
+		bool		mirrored = false;
 
 		if (is_cte(&names, rv))
 			continue;
@@ -394,6 +398,10 @@ translate_query(const char *query, SelectStmt *stmt, const TargetOps *ops)
 
 			if (spec->relid != relid)
 				continue;
+			mirrored = true;
+			if (spec->row_filter != NULL || spec->soft_delete_column != NULL)
+				*note = psprintf("%s is mirrored with a %s", rv->relname,
+								 spec->row_filter ? "row filter" : "soft_delete_column");
 			name = ops->sql_name ? ops->sql_name(spec->target_schema, spec->target_table) :
 				psprintf("%s.%s", target_quote_ident(spec->target_schema),
 						 target_quote_ident(spec->target_table));
@@ -404,6 +412,12 @@ translate_query(const char *query, SelectStmt *stmt, const TargetOps *ops)
 			if (rv->alias == NULL && rv->schemaname)
 				renamed = lappend(renamed, rv);
 		}
+		/* what PostgreSQL brings along the target may have, too */
+		if (!mirrored && OidIsValid(relid) && relid >= FirstNormalObjectId)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("\"%s\" is not mirrored", rv->relname),
+					 errhint("Mirror it, or pass the target's query as target_sql.")));
 	}
 
 	/* schema.table.column: the alias takes the place of schema.table */
@@ -823,6 +837,7 @@ typedef struct Run
 	const TargetOps *ops;
 	Target	   *target;
 	char	   *target_sql;
+	char	   *note;			/* why answers may differ, or NULL */
 	int			iterations;
 	int			warmup;
 	bool		ordered;
@@ -925,7 +940,8 @@ measure(Run *run)
 		}
 		MemoryContextSwitchTo(oldcxt);
 		if (run->mismatch)
-			run->mismatch = pstrdup(run->mismatch);
+			run->mismatch = run->note ? psprintf("%s (%s)", run->mismatch, run->note) :
+				pstrdup(run->mismatch);
 		MemoryContextReset(cxt);
 	}
 	MemoryContextDelete(cxt);
@@ -1065,7 +1081,7 @@ crate_sync_benchmark(PG_FUNCTION_ARGS)
 	run.ordered = stmt->sortClause != NIL;
 	run.ops = target_ops();
 	run.target_sql = PG_ARGISNULL(1) ?
-		translate_query(query, stmt, run.ops) :
+		translate_query(query, stmt, run.ops, &run.note) :
 		text_to_cstring(PG_GETARG_TEXT_PP(1));
 	run.source.ms = palloc(sizeof(double) * run.iterations);
 	run.answer.ms = palloc(sizeof(double) * run.iterations);

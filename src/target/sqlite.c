@@ -124,8 +124,14 @@ fail(SqliteTarget *t, int rc, bool in_row)
 		return fail_with(t, TARGET_BUSY, code, "timed out after %d ms", cs_request_timeout);
 	if ((rc & 0xff) == SQLITE_CANTOPEN || (rc & 0xff) == SQLITE_NOTADB ||
 		(rc & 0xff) == SQLITE_READONLY || (rc & 0xff) == SQLITE_PERM)
-		return fail_with(t, outcome_of(rc, in_row), code, "%s: %s", t->path,
-						 t->db ? sqlite3_errmsg(t->db) : sqlite3_errstr(rc));
+	{
+		/* what the system says tells more than that it cannot be opened */
+		int			err = t->db ? sqlite3_system_errno(t->db) : 0;
+
+		return fail_with(t, outcome_of(rc, in_row), code, "%s: %s%s%s", t->path,
+						 t->db ? sqlite3_errmsg(t->db) : sqlite3_errstr(rc),
+						 err != 0 ? ": " : "", err != 0 ? strerror(err) : "");
+	}
 	return fail_with(t, outcome_of(rc, in_row), code, "%s",
 					 t->db ? sqlite3_errmsg(t->db) : sqlite3_errstr(rc));
 }

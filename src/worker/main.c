@@ -199,10 +199,31 @@ worker_may_feed(SyncTable *st)
 	return true;
 }
 
+/* what may be wrong with the setting, if the target answers nothing; palloc'd */
+static char *
+unreachable_hint(const char *text)
+{
+	static const char *const hints[][2] = {
+		{"wrong version number", "Does it speak TLS? If not, crate_sync.target begins with http://. "},
+		{"SSL connection timeout", "Does it speak TLS? If not, crate_sync.target begins with http://. "},
+		{"Could not resolve host", "Is the host's name in crate_sync.target right? "},
+		{"closed before an answer", "Is the port in crate_sync.target that of CrateDB's HTTP endpoint, 4200 by default? "},
+		{"HTTP/0.9", "Is the port in crate_sync.target that of CrateDB's HTTP endpoint, 4200 by default? "},
+	};
+	const char *more = "";
+
+	for (int i = 0; i < lengthof(hints); i++)
+	{
+		if (strstr(text, hints[i][0]) != NULL)
+			more = hints[i][1];
+	}
+	return psprintf("%sChanges go on queueing and are pushed when it answers.", more);
+}
+
 void
 target_trouble(TargetOutcome outcome, const char *code, const char *message)
 {
-	const char *hint;
+	char	   *hint;
 	const char *state;
 	const char *text = message ? message : "no reason given";
 
@@ -212,12 +233,14 @@ target_trouble(TargetOutcome outcome, const char *code, const char *message)
 	if (outcome == TARGET_REFUSED_ALL)
 	{
 		state = "target refuses";
-		hint = "Check crate_sync.target, crate_sync.user and crate_sync.password_file; changes go on queueing.";
+		hint = pstrdup(cs_target != NULL && pg_strncasecmp(cs_target, "sqlite:", 7) == 0 ?
+					   "Check crate_sync.target: the server has to be able to write that file, and into its directory; changes go on queueing." :
+					   "Check crate_sync.target, crate_sync.user and crate_sync.password_file; changes go on queueing.");
 	}
 	else
 	{
 		state = "target unreachable";
-		hint = "Changes go on queueing and are pushed when it answers.";
+		hint = unreachable_hint(text);
 	}
 	/* a line per change of state, not per retry */
 	if (strcmp(state, target_trouble_said) != 0)
@@ -228,6 +251,7 @@ target_trouble(TargetOutcome outcome, const char *code, const char *message)
 				 errhint("%s", hint)));
 	}
 	worker_tell_state(state, text, hint);
+	pfree(hint);
 }
 
 /* what a person can do about a table that is stopped for that reason */
