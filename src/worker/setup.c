@@ -703,7 +703,10 @@ swap_rebuilt(SyncTable *st)
 	/* what is on its way to the old table would find the new one in its place */
 	if (!lanes_fence_all(st, &final, &st->swap_retry_at))
 		return;
-	the_target->ops->swap_table(the_target, &as, &final, &res);
+	/* its readers are to find all rows at once, and not as of the next refresh */
+	the_target->ops->refresh(the_target, &as, &res);
+	if (res.outcome == TARGET_OK)
+		the_target->ops->swap_table(the_target, &as, &final, &res);
 	cs_point("after swap");
 	if (res.outcome == TARGET_UNREACHABLE || res.outcome == TARGET_REFUSED_ALL)
 		target_trouble(res.outcome, res.code, res.message);
