@@ -92,6 +92,17 @@ CREATE FUNCTION keep_table(relation regclass) RETURNS text
 COMMENT ON FUNCTION keep_table(regclass) IS
 	'goes on mirroring a table whose name was changed, as it is called now; says what was done';
 
+CREATE FUNCTION alter_table(relation regclass,
+						    columns name[] DEFAULT NULL,
+						    row_filter text DEFAULT NULL,
+						    soft_delete_column name DEFAULT NULL,
+						    options jsonb DEFAULT NULL,
+						    rebuild boolean DEFAULT false)
+	RETURNS text
+	AS 'MODULE_PATHNAME', 'crate_sync_alter_table' LANGUAGE C;
+COMMENT ON FUNCTION alter_table(regclass, name[], text, name, jsonb, boolean) IS
+	'changes what add_table was told about a mirrored table: NULL leaves a thing as it is, an empty value takes it back; says what is done';
+
 -- nobody else's, whatever ALTER DEFAULT PRIVILEGES says
 DO $$
 DECLARE
@@ -100,7 +111,8 @@ DECLARE
 	with_option pg_catalog.bool;
 BEGIN
 	FOREACH f IN ARRAY ARRAY['add_table(regclass, text, name[], text, name, jsonb, boolean, boolean, text)',
-			'follow_name(regclass)', 'keep_table(regclass)']::pg_catalog.regprocedure[]
+			'follow_name(regclass)', 'keep_table(regclass)',
+			'alter_table(regclass, name[], text, name, jsonb, boolean)']::pg_catalog.regprocedure[]
 	LOOP
 		FOR grantee IN
 			SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END

@@ -225,6 +225,17 @@ CREATE FUNCTION add_table(relation regclass,
 COMMENT ON FUNCTION add_table(regclass, text, name[], text, name, jsonb, boolean, boolean, text) IS
 	'mirrors a table in the target; returns the target table''s name';
 
+CREATE FUNCTION alter_table(relation regclass,
+						    columns name[] DEFAULT NULL,
+						    row_filter text DEFAULT NULL,
+						    soft_delete_column name DEFAULT NULL,
+						    options jsonb DEFAULT NULL,
+						    rebuild boolean DEFAULT false)
+	RETURNS text
+	AS 'MODULE_PATHNAME', 'crate_sync_alter_table' LANGUAGE C;
+COMMENT ON FUNCTION alter_table(regclass, name[], text, name, jsonb, boolean) IS
+	'changes what add_table was told about a mirrored table: NULL leaves a thing as it is, an empty value takes it back; says what is done';
+
 CREATE FUNCTION remove_table(relation regclass,
 							 drop_target boolean DEFAULT false,
 							 if_exists boolean DEFAULT false)
@@ -619,6 +630,7 @@ CREATE EVENT TRIGGER crate_sync_before_drop ON ddl_command_start
 
 REVOKE ALL ON FUNCTION add_table(regclass, text, name[], text, name, jsonb, boolean, boolean, text),
 	follow_name(regclass), keep_table(regclass),
+	alter_table(regclass, name[], text, name, jsonb, boolean),
 	remove_table(regclass, boolean, boolean), add_all_tables(name[]),
 	resync(regclass, text, text), cancel(regclass), verify(regclass, boolean),
 	pause(regclass), resume(regclass), retry_failed(regclass, bigint),

@@ -51,6 +51,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
+#include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
@@ -62,6 +63,7 @@ PG_FUNCTION_INFO_V1(crate_sync_remove_table);
 PG_FUNCTION_INFO_V1(crate_sync_add_all_tables);
 PG_FUNCTION_INFO_V1(crate_sync_follow_name);
 PG_FUNCTION_INFO_V1(crate_sync_keep_table);
+PG_FUNCTION_INFO_V1(crate_sync_alter_table);
 PG_FUNCTION_INFO_V1(crate_sync_preview);
 PG_FUNCTION_INFO_V1(crate_sync_get_target_ddl);
 PG_FUNCTION_INFO_V1(crate_sync_resync);
@@ -998,6 +1000,271 @@ crate_sync_keep_table(PG_FUNCTION_ARGS)
 											  "%s goes on to be mirrored as %s",
 											  qualified_name(relid),
 											  target_name(spec->target_schema, spec->target_table))));
+}
+
+/* ---------------------------------------------------------------------------
+ * Changing what is asked for a table
+ * ------------------------------------------------------------------------ */
+
+/* options with others over them, of which null takes one away */
+static Jsonb *
+merge_options(Jsonb *options, Jsonb *changes)
+{
+	JsonbIterator *it;
+	JsonbValue	v;
+	JsonbIteratorToken tok;
+	Datum		merged = JsonbPGetDatum(changes);
+
+	if (!JB_ROOT_IS_OBJECT(changes))
+		return changes;			/* which mirror_resolve() refuses */
+	if (options != NULL)
+		merged = DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(options), merged);
+	it = JsonbIteratorInit(&changes->root);
+	while ((tok = JsonbIteratorNext(&it, &v, true)) != WJB_DONE)
+	{
+		text	   *key;
+
+		if (tok != WJB_KEY)
+			continue;
+		key = cstring_to_text_with_len(v.val.string.val, v.val.string.len);
+		if (JsonbIteratorNext(&it, &v, true) == WJB_VALUE && v.type == jbvNull)
+			merged = DirectFunctionCall2(jsonb_delete, merged, PointerGetDatum(key));
+	}
+	return DatumGetJsonbP(merged);
+}
+
+/* the definition as it is stored, or NULL if the table has none any more */
+static MirrorTable *
+resolve_stored(Relation rel, MirrorSpec *spec)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	MirrorTable *volatile table = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(cxt);
+	PG_TRY();
+	{
+		table = mirror_resolve(rel, spec);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(cxt);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(cxt);
+		CurrentResourceOwner = owner;
+		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED ||
+			edata->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN ||
+			edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
+			ReThrowError(edata);
+		FreeErrorData(edata);
+		table = NULL;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(cxt);
+	CurrentResourceOwner = owner;
+	return table;
+}
+
+static const TargetColumn *
+target_column(const TargetTable *table, const char *name)
+{
+	for (int i = 0; i < table->ncols; i++)
+	{
+		if (strcmp(table->cols[i].name, name) == 0)
+			return &table->cols[i];
+	}
+	return NULL;
+}
+
+static bool
+same_text(const char *a, const char *b)
+{
+	return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
+}
+
+/*
+ * What keeps a target table from becoming another one by itself, palloc'd;
+ * NULL: nothing, columns can be added.
+ */
+static char *
+needs_rebuild(const TargetTable *from, const TargetTable *to)
+{
+	bool		same_key = from->nkeys == to->nkeys;
+
+	for (int i = 0; i < from->nkeys && same_key; i++)
+		same_key = strcmp(from->cols[from->keys[i]].name, to->cols[to->keys[i]].name) == 0;
+	if (!same_key)
+		return pstrdup("The key has other names in the target.");
+	for (int i = 0; i < to->ncols; i++)
+	{
+		const TargetColumn *col = &to->cols[i];
+		const TargetColumn *old = target_column(from, col->name);
+
+		if (old != NULL && !(same_text(old->type, col->type) && same_text(old->storage, col->storage)))
+			return psprintf("Column \"%s\" is %s%s%s in the target, and would be %s%s%s.", col->name,
+							old->type, old->storage ? " " : "", old->storage ? old->storage : "",
+							col->type, col->storage ? " " : "", col->storage ? col->storage : "");
+	}
+	if (!same_text(from->ddl_clustered, to->ddl_clustered) ||
+		!same_text(from->ddl_partitioned, to->ddl_partitioned) || !same_text(from->ddl_with, to->ddl_with))
+		return pstrdup("Shards, replicas, partitions and the like are what a table was made with.");
+	return NULL;
+}
+
+/* a column that is written no more keeps what it had */
+static void
+note_left_columns(const TargetTable *from, const TargetTable *to)
+{
+	for (int i = 0; i < from->ncols; i++)
+	{
+		if (target_column(to, from->cols[i].name) == NULL)
+			ereport(NOTICE,
+					(errmsg("column \"%s\" of %s stays in the target as it is, and is written no more",
+							from->cols[i].name, from->qualified),
+					 errhint("With rebuild => true the target table is made anew without it.")));
+	}
+}
+
+static bool
+same_definition(const MirrorTable *a, const MirrorTable *b)
+{
+	if (a->ncols != b->ncols || a->soft_delete_attnum != b->soft_delete_attnum ||
+		!same_text(a->row_filter, b->row_filter) || needs_rebuild(&a->target, &b->target) != NULL)
+		return false;
+	for (int i = 0; i < a->ncols; i++)
+	{
+		if (a->columns[i].attnum != b->columns[i].attnum ||
+			strcmp(a->target.cols[i].name, b->target.cols[i].name) != 0)
+			return false;
+	}
+	return true;
+}
+
+/* names as they are asked for: all columns, or these */
+static bool
+same_names(List *a, List *b)
+{
+	ListCell   *la;
+	ListCell   *lb;
+
+	if (list_length(a) != list_length(b))
+		return false;
+	forboth(la, a, lb, b)
+	{
+		if (strcmp(lfirst(la), lfirst(lb)) != 0)
+			return false;
+	}
+	return true;
+}
+
+static void
+update_mirror(const MirrorSpec *spec, const MirrorTable *table, const char *mode)
+{
+	Oid			types[] = {INT4OID, NAMEARRAYOID, TEXTOID, NAMEOID, JSONBOID, TEXTOID};
+	Datum		values[6];
+	char		nulls[7] = "      ";
+
+	values[0] = Int32GetDatum(spec->mirror_id);
+	if (spec->columns != NIL)
+		values[1] = name_array(spec->columns);
+	else
+		nulls[1] = 'n';
+	if (table->row_filter != NULL)
+		values[2] = CStringGetTextDatum(table->row_filter);
+	else
+		nulls[2] = 'n';
+	if (spec->soft_delete_column != NULL)
+		values[3] = DirectFunctionCall1(namein, CStringGetDatum(spec->soft_delete_column));
+	else
+		nulls[3] = 'n';
+	if (spec->options != NULL)
+		values[4] = JsonbPGetDatum(spec->options);
+	else
+		nulls[4] = 'n';
+	values[5] = CStringGetTextDatum(mode);
+	SPI_connect();
+	run_sql("UPDATE crate_sync.mirror SET columns = $2, row_filter = $3, soft_delete_column = $4,"
+			" options = coalesce($5, '{}'), resync_no = resync_no + 1, resync_mode = $6, resync_filter = NULL"
+			" WHERE mirror_id = $1", 6, types, values, nulls);
+	SPI_finish();
+}
+
+/*
+ * An argument that is NULL leaves things as they are; an empty one takes back
+ * what was asked for.  Rows that were read under the former definition may
+ * still be on their way: the load that is asked for here goes over them.
+ */
+Datum
+crate_sync_alter_table(PG_FUNCTION_ARGS)
+{
+	bool		rebuild = !PG_ARGISNULL(5) && PG_GETARG_BOOL(5);
+	MirrorSpec *stored;
+	MirrorSpec	spec;
+	MirrorTable *before;
+	MirrorTable *table;
+	Relation	rel;
+	char	   *why;
+	char	   *name;
+	Elevation	e;
+
+	mirror_check_catalog();
+	check_not_null(fcinfo, 0, "relation");
+	/* of two who do this, one after the other; writers go on */
+	lock_owned(PG_GETARG_OID(0), ShareUpdateExclusiveLock);
+	stored = load_spec(PG_GETARG_OID(0));
+	if (stored == NULL)
+		not_mirrored(PG_GETARG_OID(0), false);
+
+	spec = *stored;
+	if (!PG_ARGISNULL(1))
+		spec.columns = mirror_name_list(PG_GETARG_ARRAYTYPE_P(1));
+	if (!PG_ARGISNULL(2))
+	{
+		spec.row_filter = text_to_cstring(PG_GETARG_TEXT_PP(2));
+		if (spec.row_filter[0] == '\0')
+			spec.row_filter = NULL;
+	}
+	if (!PG_ARGISNULL(3))
+	{
+		spec.soft_delete_column = pstrdup(NameStr(*PG_GETARG_NAME(3)));
+		if (spec.soft_delete_column[0] == '\0')
+			spec.soft_delete_column = NULL;
+	}
+	if (!PG_ARGISNULL(4))
+		spec.options = merge_options(stored->options, PG_GETARG_JSONB_P(4));
+
+	rel = relation_open(spec.relid, NoLock);
+	before = resolve_stored(rel, stored);
+	spec.mirror_id = 0;			/* checked like one that is new */
+	table = mirror_resolve(rel, &spec);
+	spec.mirror_id = stored->mirror_id;
+	relation_close(rel, NoLock);
+	name = target_name(table->target.schema, table->target.name);
+
+	if (before != NULL && !rebuild && same_definition(before, table) && same_names(stored->columns, spec.columns))
+		PG_RETURN_TEXT_P(cstring_to_text(psprintf("%s is as it was asked for", name)));
+	why = before ? needs_rebuild(&before->target, &table->target) : NULL;
+	if (why != NULL && !rebuild)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("target table %s has to be made anew for that", name),
+				 errdetail_internal("%s", why),
+				 errhint("Call it with rebuild => true: a new table is loaded beside this one and takes its place when it is complete.")));
+	if (before != NULL && !rebuild)
+		note_left_columns(&before->target, &table->target);
+
+	elevate(&e);
+	update_mirror(&spec, table, rebuild ? "rebuild" : "full");
+	tell_worker();
+	descend(&e);
+	warn_if_idle();
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf(rebuild ? "%s is made anew and loaded" : "%s is resynced", name)));
 }
 
 /* ---------------------------------------------------------------------------
