@@ -355,6 +355,23 @@ pg_stop()
 # target
 
 # arguments: a target that was asked for, or nothing
+# target_answers URL: whether somebody listens at one of its hosts
+target_answers()
+{
+	python3 - "$1" <<-'EOP'
+		import socket, sys, urllib.parse
+		scheme, _, hosts = sys.argv[1].partition('://')
+		for host in hosts.rstrip('/').split(','):
+		    u = urllib.parse.urlsplit('//' + host)
+		    try:
+		        socket.create_connection((u.hostname, u.port or 4200), 5).close()
+		        sys.exit(0)
+		    except OSError as e:
+		        print('%s: %s' % (host, e), file=sys.stderr)
+		sys.exit(1)
+	EOP
+}
+
 crate_find()
 {
 	local asked=${1:-}
