@@ -702,7 +702,9 @@ check_target_column_name(const char *source, const char *name, bool adding)
 			(errcode(ERRCODE_INVALID_NAME),
 			 errmsg("CrateDB cannot have a column named \"%s\"", name),
 			 errdetail_internal("%s", bad),
-			 errhint("Rename it in the target: options => %s.",
+			 adding ?
+			 errhint("Rename it in the target: options => %s.", quote_literal_cstr(hint.data)) :
+			 errhint("Rename the column. Or remove the table and add it again, with its options and these: %s.",
 					 quote_literal_cstr(hint.data))));
 }
 
