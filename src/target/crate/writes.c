@@ -14,12 +14,15 @@
 #include "target/crate/crate.h"
 
 #include "base/settings.h"
+#include "mb/pg_wchar.h"
 #include "portability/instr_time.h"
 #include "utils/timestamp.h"
 
 #define MAX_WRITE_ANSWER	(16 * 1024 * 1024)
 #define DELETE_LIFE			10000	/* ms a delete is good for, unless the target is slower */
 #define MAX_BODY			(100 * 1024 * 1024) /* http.max_content_length */
+
+#define MAX_TERM			32766	/* bytes of a value that can be searched */
 
 /* where a write is; each step is one round trip */
 typedef enum Step
@@ -170,10 +173,40 @@ build_delete(Slot *slot, const Answer *answer, int *found)
 	return rows.failed ? FOUND_NONSENSE : FOUND_SOME;
 }
 
+/*
+ * The target's words for a value that is too long to be searched have a number
+ * for the column: which is it?  Palloc'd, or NULL.
+ */
+static char *
+name_long_columns(const TargetRequest *req, const Verdict *v)
+{
+	StringInfoData buf;
+	int			row = req->lo;
+
+	if (v->outcome != TARGET_REFUSED_ROWS || v->message == NULL || req->kind != TARGET_UPSERT ||
+		strstr(v->message, "immense term") == NULL || rowset_live(req->rows, req->lo, req->hi) != 1)
+		return NULL;
+	while (req->rows->dead != NULL && req->rows->dead[row])
+		row++;
+	initStringInfo(&buf);
+	for (int i = 0; i < req->table->ncols; i++)
+	{
+		const char *name = req->table->cols[i].name;
+		int			len;
+
+		(void) rowset_get(req->rows, row, i, &len);
+		if (len > MAX_TERM)
+			appendStringInfo(&buf, "%s\"%s\"", buf.len > 0 ? ", " : "",
+							 pg_server_to_any(name, strlen(name), PG_UTF8));
+	}
+	return buf.len > 0 ? psprintf("too long to be searched: column %s: %s", buf.data, v->message) : NULL;
+}
+
 static void
 slot_finish(Slot *slot, const Verdict *v)
 {
 	TargetRequest *req = slot->req;
+	char	   *named = name_long_columns(req, v);
 	instr_time	now;
 
 	INSTR_TIME_SET_CURRENT(now);
@@ -184,7 +217,7 @@ slot_finish(Slot *slot, const Verdict *v)
 	req->nwritten = slot->nwritten;
 	strlcpy(req->code, v->code, sizeof(req->code));
 	free(req->message);
-	req->message = v->message ? strdup(v->message) : NULL;
+	req->message = named ? strdup(named) : v->message ? strdup(v->message) : NULL;
 	req->impl = NULL;
 	req->done = true;
 	slot->req = NULL;
