@@ -1393,9 +1393,13 @@ static void
 write_failed(SyncTable *st)
 {
 	ListCell   *lc;
+	bool		come = false;
 	Oid			types[8] = {INT4OID, TEXTOID, JSONBOID, BYTEAOID, INT4OID, TEXTOID, TEXTOID, TEXTOID};
 
-	if (st->failed_all)
+	/* is any left?  Not if some come now */
+	foreach(lc, st->parked)
+		come |= ((ParkedRow *) lfirst(lc))->action != NULL;
+	if (st->failed_all && !come)
 	{
 		Datum		mirror_id = Int32GetDatum(st->spec.mirror_id);
 
