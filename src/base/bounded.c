@@ -29,7 +29,8 @@
  * of which a read was cancelled.  So the first reads of an owner's tables cost
  * the others two times LAST_LIMIT (20 s) at once, however many there are, then
  * a third of the time at most, and soon a twentieth.  What of an owner waits
- * for that reason says so.
+ * for that reason says so.  After a read that took more than a quarter of
+ * READ_LIMIT and was not cancelled they wait for as long as it took.
  *
  * In one turn of the worker's loop, tables that run users' code are served for
  * READ_LIMIT together; the others are served in every turn.
@@ -129,7 +130,8 @@ typedef struct Account
 	Oid			owner;			/* InvalidOid: free */
 	int			tables;			/* that many within an hour */
 	TimestampTz last;			/* strike or cut of any of them */
-	TimestampTz until;			/* none that runs code is read */
+	TimestampTz until;			/* none that runs code is read, if there are many */
+	TimestampTz slow;			/* likewise, however many */
 } Account;
 
 /* the file, as it is */
@@ -143,7 +145,7 @@ typedef struct Memory
 	Account		accounts[ACCOUNTS];
 } Memory;
 
-static Memory memory = {"crsync2"};
+static Memory memory = {"crsync3"};
 static int	memory_fd = -1;
 
 static bool in_worker = false;
@@ -286,7 +288,8 @@ account_of(Oid owner, bool create)
 
 		if (a->owner == owner)
 			return a;
-		if (!OidIsValid(a->owner) || (OidIsValid(unused->owner) && a->until < unused->until))
+		if (!OidIsValid(a->owner) ||
+			(OidIsValid(unused->owner) && Max(a->until, a->slow) < Max(unused->until, unused->slow)))
 			unused = a;
 	}
 	if (!create)
@@ -413,7 +416,8 @@ owner_retry_at(Oid owner)
 TimestampTz
 bounded_retry_at(Oid relid, Oid owner)
 {
-	TimestampTz at = Max(relation_retry_at(relid), owner_retry_at(owner));
+	Account    *a = OidIsValid(owner) ? account_of(owner, false) : NULL;
+	TimestampTz at = Max(relation_retry_at(relid), Max(owner_retry_at(owner), a ? a->slow : 0));
 
 	return at > GetCurrentTimestamp() ? at : 0;
 }
@@ -626,9 +630,13 @@ bounded_end(void)
 	}
 	else if (section.ms > READ_LIMIT / 4)
 	{
+		TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), section.ms);
+
 		/* slow, but it comes to an end: the others have as much time */
 		r = record_of(section.relid, true);
-		r->until = Max(r->until, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), section.ms));
+		r->until = Max(r->until, until);
+		if (OidIsValid(section.owner))
+			account_of(section.owner, true)->slow = until;
 	}
 }
 

@@ -266,6 +266,26 @@ CrateSync::on_targets($node, sub {
 	$m->equal([ 'new10', 'other' ], 'new tables: mended');
 }, only => 'sqlite', why => 'it is the reader\'s, which knows no target');
 
+# --- many tables whose rows take long, but not too long: others' rows do not wait for all of them
+CrateSync::on_targets($node, sub {
+	my ($m) = @_;
+	let_in($m);
+	my $tables = 6;
+	my $each = sub { my ($what) = @_; return "DO \$\$ BEGIN FOR i IN 1 .. $tables LOOP EXECUTE format('$what', i, i, i); END LOOP; END \$\$;" };
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '4s'; SELECT pg_reload_conf()});
+	as_shop($m, $mended . $each->(q{CREATE TABLE slow%s (id int PRIMARY KEY, v text); INSERT INTO slow%s VALUES (1, ''fine''); SELECT crate_sync.add_table(''slow%s'', row_filter => ''f(v)'')}));
+	$m->equal([ 'slow1', "slow$tables", 'other' ], 'slow tables: loaded');
+	as_shop($m, function('PERFORM pg_sleep(1.5);') . $each->(q{UPDATE slow%s SET v = ''stop''}));
+	ok($m->poll(q{SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = (SELECT pid FROM crate_sync.status)}), 'one of them is read');
+	$m->sql('INSERT INTO other VALUES (2000000)');
+	ok(CrateSync::wait_until('a row', sub { $m->target_value('SELECT count(*) FROM {other} WHERE id = 2000000') }), 'another owner\'s row arrives');
+	my $through = 0;
+	$through += $m->target_value("SELECT count(*) FROM {slow$_} WHERE v = 'stop'") foreach 1 .. $tables;
+	cmp_ok($through, '<=', 2, '... when most of them are still to be read');
+	$m->equal([ (map { "slow$_" } 1 .. $tables), 'other' ], '... which all are in the end');
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET crate_sync.debug_read_limit = '250ms'; SELECT pg_reload_conf()});
+}, only => 'sqlite', why => 'it is the reader\'s, which knows no target');
+
 # --- memory, and what such code would leave behind
 CrateSync::on_targets($node, sub {
 	my ($m) = @_;
