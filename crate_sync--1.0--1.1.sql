@@ -13,7 +13,11 @@ ALTER TABLE mirror
 	ADD COLUMN follow text NOT NULL DEFAULT 'table',
 	ADD COLUMN source_schema name,
 	ADD COLUMN source_name name,
-	ADD COLUMN source_owner oid;
+	ADD COLUMN source_owner oid,
+	ADD COLUMN definition jsonb,
+	ADD COLUMN relations regclass[],
+	DROP CONSTRAINT mirror_relid_key;
+CREATE UNIQUE INDEX mirror_relid ON mirror (relid) WHERE definition IS NULL;
 UPDATE mirror SET source_schema = n.nspname, source_name = c.relname, source_owner = c.relowner
 	FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 	WHERE c.oid = mirror.relid;
@@ -103,6 +107,43 @@ CREATE FUNCTION alter_table(relation regclass,
 COMMENT ON FUNCTION alter_table(regclass, name[], text, name, jsonb, boolean) IS
 	'changes what add_table was told about a mirrored table: NULL leaves a thing as it is, an empty value takes it back; says what is done';
 
+CREATE FUNCTION add_document(schema jsonb,
+							 target text DEFAULT NULL,
+							 row_filter text DEFAULT NULL,
+							 options jsonb DEFAULT NULL,
+							 copy_data boolean DEFAULT true,
+							 if_not_exists boolean DEFAULT false)
+	RETURNS text
+	AS 'MODULE_PATHNAME', 'crate_sync_add_document' LANGUAGE C;
+COMMENT ON FUNCTION add_document(jsonb, text, text, jsonb, boolean, boolean) IS
+	'mirrors rows of a table with those of others nested in them, as a tree of nodes says; returns the target table''s name';
+
+CREATE FUNCTION add_documents(schema jsonb, OUT target text, OUT added boolean, OUT message text)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'crate_sync_add_documents' LANGUAGE C;
+COMMENT ON FUNCTION add_documents(jsonb) IS
+	'adds each document of an array of them, as files of PGSync are; a row per document says which, or why not';
+
+CREATE FUNCTION remove_document(target text,
+								drop_target boolean DEFAULT false,
+								if_exists boolean DEFAULT false)
+	RETURNS boolean
+	AS 'MODULE_PATHNAME', 'crate_sync_remove_document' LANGUAGE C;
+COMMENT ON FUNCTION remove_document(text, boolean, boolean) IS
+	'ends the mirroring of a document; its target table stays unless drop_target';
+
+CREATE FUNCTION preview_document(schema jsonb, options jsonb DEFAULT NULL,
+								 OUT path text, OUT source text, OUT source_type text, OUT target_column text,
+								 OUT target_type text, OUT is_key boolean, OUT note text)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'crate_sync_preview_document' LANGUAGE C;
+COMMENT ON FUNCTION preview_document(jsonb, jsonb) IS
+	'shows each node''s link and each column''s type in the target, and what is amiss with them; touches nothing';
+
+CREATE FUNCTION get_document_query(target text) RETURNS text
+	AS 'MODULE_PATHNAME', 'crate_sync_get_document_query' LANGUAGE C STRICT;
+COMMENT ON FUNCTION get_document_query(text) IS 'the query whose rows are the documents of a target table';
+
 -- nobody else's, whatever ALTER DEFAULT PRIVILEGES says
 DO $$
 DECLARE
@@ -112,7 +153,9 @@ DECLARE
 BEGIN
 	FOREACH f IN ARRAY ARRAY['add_table(regclass, text, name[], text, name, jsonb, boolean, boolean, text)',
 			'follow_name(regclass)', 'keep_table(regclass)',
-			'alter_table(regclass, name[], text, name, jsonb, boolean)']::pg_catalog.regprocedure[]
+			'alter_table(regclass, name[], text, name, jsonb, boolean)',
+			'add_document(jsonb, text, text, jsonb, boolean, boolean)', 'add_documents(jsonb)',
+			'remove_document(text, boolean, boolean)', 'preview_document(jsonb, jsonb)', 'get_document_query(text)']::pg_catalog.regprocedure[]
 	LOOP
 		FOR grantee IN
 			SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::pg_catalog.text END
@@ -195,7 +238,8 @@ CREATE OR REPLACE VIEW tables AS
 		   coalesce(s.requests, 0) AS requests, coalesce(s.retries, 0) AS retries,
 		   coalesce(s.bytes_sent, 0) AS bytes_sent, coalesce(s.request_time, 0) AS request_time,
 		   s.last_ack_time, s.last_load_time, s.last_verify_time, s.last_verify_ok,
-		   s.last_error, s.last_error_code, s.last_error_time, t.hint, s.due, s.n_differences
+		   s.last_error, s.last_error_code, s.last_error_time, t.hint, s.due, s.n_differences,
+		   CASE WHEN m.definition IS NULL THEN 'table' ELSE 'document' END AS kind
 	FROM crate_sync.mirror m
 		JOIN crate_sync.table_states() t USING (mirror_id)
 		LEFT JOIN crate_sync.mirror_state s USING (mirror_id)
@@ -320,6 +364,7 @@ COMMENT ON COLUMN tables.last_error_code IS 'the targets code of that, or the SQ
 COMMENT ON COLUMN tables.last_error_time IS 'when that was';
 COMMENT ON COLUMN tables.hint IS 'what to do about its state';
 COMMENT ON COLUMN tables.due IS 'why a load of it is owed; NULL: none is';
+COMMENT ON COLUMN tables.kind IS 'table: as it is; document: it is the root of one';
 COMMENT ON COLUMN tables.n_differences IS 'differences that the last verify found and that neither repair nor a load has mended; NULL: no verify came to its end';
 COMMENT ON COLUMN progress.pid IS 'the workers process';
 COMMENT ON COLUMN progress.relid IS 'the table';
@@ -392,11 +437,13 @@ BEGIN
 		RAISE EXCEPTION 'format must be openmetrics or prometheus' USING ERRCODE = 'invalid_parameter_value';
 	END IF;
 	WITH s AS MATERIALIZED (SELECT * FROM crate_sync.status),
-	l AS (SELECT t.*, format('datname="%s",schema="%s",table="%s"', x.d, x.s, x.t) AS labels
+	l AS (SELECT t.*, format('datname="%s",schema="%s",table="%s"', x.d, x.s, x.t)
+			|| CASE t.kind WHEN 'document' THEN format(',document="%s"', x.u) ELSE '' END AS labels
 		  FROM crate_sync.tables t CROSS JOIN LATERAL (SELECT
 			replace(replace(replace(current_database(), '\', '\\'), '"', '\"'), E'\n', '\n') AS d,
 			replace(replace(replace(t.schemaname, '\', '\\'), '"', '\"'), E'\n', '\n') AS s,
-			replace(replace(replace(t.relname, '\', '\\'), '"', '\"'), E'\n', '\n') AS t) x),
+			replace(replace(replace(t.relname, '\', '\\'), '"', '\"'), E'\n', '\n') AS t,
+			replace(replace(replace(t.target, '\', '\\'), '"', '\"'), E'\n', '\n') AS u) x),
 	d AS (SELECT format('datname="%s"', replace(replace(replace(current_database(), '\', '\\'), '"', '\"'), E'\n', '\n')) AS labels),
 	known(state) AS (VALUES ('ok'), ('starting'), ('nothing mirrored'), ('no target'), ('no worker'), ('stopped'), ('disabled'),
 		('update needed'), ('target unreachable'), ('target refuses'), ('table error'), ('renamed'), ('dropped'), ('queue full'),

@@ -15,7 +15,7 @@ SET LOCAL search_path TO crate_sync, pg_temp;
 
 CREATE TABLE mirror (
 	mirror_id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-	relid regclass NOT NULL UNIQUE,
+	relid regclass NOT NULL,           -- of a document: its root
 	target_schema text NOT NULL,
 	target_table text NOT NULL,
 	key_columns name[] NOT NULL,
@@ -33,8 +33,11 @@ CREATE TABLE mirror (
 	source_schema name,                -- the name that the table was added by,
 	source_name name,                  -- and its owner, as last seen
 	source_owner oid,
+	definition jsonb,                  -- of a document; NULL: the relation as it is
+	relations regclass[],              -- of its nodes
 	UNIQUE (target_schema, target_table)
 );
+CREATE UNIQUE INDEX mirror_relid ON mirror (relid) WHERE definition IS NULL;
 
 CREATE TABLE mirror_state (
 	mirror_id int PRIMARY KEY,
@@ -317,6 +320,47 @@ COMMENT ON FUNCTION discard_failed(regclass, bigint) IS
 	'forgets failed rows without pushing them; returns how many';
 
 /* ---------------------------------------------------------------------------
+ * Documents
+ * ------------------------------------------------------------------------ */
+
+CREATE FUNCTION add_document(schema jsonb,
+							 target text DEFAULT NULL,
+							 row_filter text DEFAULT NULL,
+							 options jsonb DEFAULT NULL,
+							 copy_data boolean DEFAULT true,
+							 if_not_exists boolean DEFAULT false)
+	RETURNS text
+	AS 'MODULE_PATHNAME', 'crate_sync_add_document' LANGUAGE C;
+COMMENT ON FUNCTION add_document(jsonb, text, text, jsonb, boolean, boolean) IS
+	'mirrors rows of a table with those of others nested in them, as a tree of nodes says; returns the target table''s name';
+
+CREATE FUNCTION add_documents(schema jsonb, OUT target text, OUT added boolean, OUT message text)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'crate_sync_add_documents' LANGUAGE C;
+COMMENT ON FUNCTION add_documents(jsonb) IS
+	'adds each document of an array of them, as files of PGSync are; a row per document says which, or why not';
+
+CREATE FUNCTION remove_document(target text,
+								drop_target boolean DEFAULT false,
+								if_exists boolean DEFAULT false)
+	RETURNS boolean
+	AS 'MODULE_PATHNAME', 'crate_sync_remove_document' LANGUAGE C;
+COMMENT ON FUNCTION remove_document(text, boolean, boolean) IS
+	'ends the mirroring of a document; its target table stays unless drop_target';
+
+CREATE FUNCTION preview_document(schema jsonb, options jsonb DEFAULT NULL,
+								 OUT path text, OUT source text, OUT source_type text, OUT target_column text,
+								 OUT target_type text, OUT is_key boolean, OUT note text)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'crate_sync_preview_document' LANGUAGE C;
+COMMENT ON FUNCTION preview_document(jsonb, jsonb) IS
+	'shows each node''s link and each column''s type in the target, and what is amiss with them; touches nothing';
+
+CREATE FUNCTION get_document_query(target text) RETURNS text
+	AS 'MODULE_PATHNAME', 'crate_sync_get_document_query' LANGUAGE C STRICT;
+COMMENT ON FUNCTION get_document_query(text) IS 'the query whose rows are the documents of a target table';
+
+/* ---------------------------------------------------------------------------
  * Worker
  * ------------------------------------------------------------------------ */
 
@@ -437,7 +481,8 @@ CREATE VIEW tables AS
 		   coalesce(s.requests, 0) AS requests, coalesce(s.retries, 0) AS retries,
 		   coalesce(s.bytes_sent, 0) AS bytes_sent, coalesce(s.request_time, 0) AS request_time,
 		   s.last_ack_time, s.last_load_time, s.last_verify_time, s.last_verify_ok,
-		   s.last_error, s.last_error_code, s.last_error_time, t.hint, s.due, s.n_differences
+		   s.last_error, s.last_error_code, s.last_error_time, t.hint, s.due, s.n_differences,
+		   CASE WHEN m.definition IS NULL THEN 'table' ELSE 'document' END AS kind
 	FROM crate_sync.mirror m
 		JOIN crate_sync.table_states() t USING (mirror_id)
 		LEFT JOIN crate_sync.mirror_state s USING (mirror_id)
@@ -562,6 +607,7 @@ COMMENT ON COLUMN tables.last_error_code IS 'the targets code of that, or the SQ
 COMMENT ON COLUMN tables.last_error_time IS 'when that was';
 COMMENT ON COLUMN tables.hint IS 'what to do about its state';
 COMMENT ON COLUMN tables.due IS 'why a load of it is owed; NULL: none is';
+COMMENT ON COLUMN tables.kind IS 'table: as it is; document: it is the root of one';
 COMMENT ON COLUMN tables.n_differences IS 'differences that the last verify found and that neither repair nor a load has mended; NULL: no verify came to its end';
 COMMENT ON COLUMN progress.pid IS 'the workers process';
 COMMENT ON COLUMN progress.relid IS 'the table';
@@ -638,7 +684,9 @@ REVOKE ALL ON FUNCTION add_table(regclass, text, name[], text, name, jsonb, bool
 	target_query(text, jsonb), benchmark(text, text, int, int),
 	benchmark_chart(int, int), wait_for_sync(regclass, interval),
 	queue_stats(boolean), worker_status(), table_states(), heartbeat(),
-	preview(regclass, name[], name, jsonb), get_target_ddl(regclass) FROM PUBLIC;
+	preview(regclass, name[], name, jsonb), get_target_ddl(regclass),
+	add_document(jsonb, text, text, jsonb, boolean, boolean), add_documents(jsonb),
+	remove_document(text, boolean, boolean), preview_document(jsonb, jsonb), get_document_query(text) FROM PUBLIC;
 
 -- what ALTER DEFAULT PRIVILEGES gave away: whoever can write the catalog acts as any table's owner
 DO $$
@@ -684,11 +732,13 @@ BEGIN
 		RAISE EXCEPTION 'format must be openmetrics or prometheus' USING ERRCODE = 'invalid_parameter_value';
 	END IF;
 	WITH s AS MATERIALIZED (SELECT * FROM crate_sync.status),
-	l AS (SELECT t.*, format('datname="%s",schema="%s",table="%s"', x.d, x.s, x.t) AS labels
+	l AS (SELECT t.*, format('datname="%s",schema="%s",table="%s"', x.d, x.s, x.t)
+			|| CASE t.kind WHEN 'document' THEN format(',document="%s"', x.u) ELSE '' END AS labels
 		  FROM crate_sync.tables t CROSS JOIN LATERAL (SELECT
 			replace(replace(replace(current_database(), '\', '\\'), '"', '\"'), E'\n', '\n') AS d,
 			replace(replace(replace(t.schemaname, '\', '\\'), '"', '\"'), E'\n', '\n') AS s,
-			replace(replace(replace(t.relname, '\', '\\'), '"', '\"'), E'\n', '\n') AS t) x),
+			replace(replace(replace(t.relname, '\', '\\'), '"', '\"'), E'\n', '\n') AS t,
+			replace(replace(replace(t.target, '\', '\\'), '"', '\"'), E'\n', '\n') AS u) x),
 	d AS (SELECT format('datname="%s"', replace(replace(replace(current_database(), '\', '\\'), '"', '\"'), E'\n', '\n')) AS labels),
 	known(state) AS (VALUES ('ok'), ('starting'), ('nothing mirrored'), ('no target'), ('no worker'), ('stopped'), ('disabled'),
 		('update needed'), ('target unreachable'), ('target refuses'), ('table error'), ('renamed'), ('dropped'), ('queue full'),

@@ -22,5 +22,7 @@
 #define CS_SCHEMA			"crate_sync"
 #define CS_TRIGGER			"crate_sync_capture"
 #define CS_TRUNCATE_TRIGGER "crate_sync_capture_truncate"
+/* and those of documents begin so */
+#define CS_LINK_TRIGGER		"crate_sync_link_"
 
 #endif							/* CRATE_SYNC_H */

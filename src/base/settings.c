@@ -37,6 +37,7 @@ int			cs_queue_full_action = QUEUE_FULL_WARN;
 bool		cs_capture = true;
 bool		cs_debug_points = false;
 int			cs_debug_read_limit = 4000;
+bool		cs_debug_new_links_only = false;
 bool		cs_preloaded = false;
 
 static const struct config_enum_entry queue_full_actions[] = {
@@ -119,5 +120,9 @@ settings_define(GucStringCheckHook check_target)
 							"The time after which a read is cancelled; others follow it.", NULL,
 							&cs_debug_read_limit, 4000, 40, 60000, PGC_SIGHUP,
 							GUC_UNIT_MS | GUC_NOT_IN_SAMPLE | GUC_NO_SHOW_ALL | GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+	DefineCustomBoolVariable("crate_sync.debug_new_links_only",
+							 "Break documents: leave out what rows were linked to before.", NULL,
+							 &cs_debug_new_links_only, false, PGC_SUSET,
+							 GUC_NOT_IN_SAMPLE | GUC_NO_SHOW_ALL | GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("crate_sync");
 }

@@ -44,6 +44,7 @@ extern int	cs_queue_full_action;
 extern bool cs_capture;
 extern bool cs_debug_points;		/* see point.h */
 extern int	cs_debug_read_limit;	/* see bounded.c */
+extern bool cs_debug_new_links_only;	/* see capture_link() */
 
 extern bool cs_preloaded;			/* loaded by shared_preload_libraries */
 

@@ -44,15 +44,20 @@ PG_FUNCTION_INFO_V1(crate_sync_capture);
 /* a level's keys beyond this many bytes are flushed before its end */
 #define CAPTURE_FLUSH_BYTES (256 * 1024)
 
-/* what a backend remembers of a relation that has our trigger */
+/* what a backend remembers of a trigger of ours */
 struct CaptureRel
 {
 	Oid			relid;			/* hash key */
+	struct CaptureRel *next;	/* another trigger of the relation */
 	bool		valid;
 	Oid			trigger;		/* the one it was learnt from */
 	Oid			root;			/* topmost relation with the trigger */
 	bool		detached;		/* nothing is to be queued */
 	KeyLayout	layout;			/* ncols 0: a key column is missing */
+	/* of a link: the columns whose change matters */
+	bool		places;			/* and so does a row's move to another page */
+	int			nused;			/* -1: any may */
+	AttrNumber *used;			/* malloc'd */
 };
 
 Oid			capture_fnoid = InvalidOid;
@@ -65,6 +70,7 @@ typedef struct Pending
 	int			n;				/* keys in buf, or one of the KEY_ marks */
 	StringInfoData buf;
 	KeyRun		run;
+	int			last_at;		/* where the last key begins in buf */
 	KeyLayout	layout;			/* own copy: the cache may be emptied */
 } Pending;
 
@@ -98,14 +104,16 @@ relation_changed(Datum arg, Oid relid)
 		return;
 	if (OidIsValid(relid))
 	{
-		entry = hash_search(capture_rels, &relid, HASH_FIND, NULL);
-		if (entry != NULL)
+		for (entry = hash_search(capture_rels, &relid, HASH_FIND, NULL); entry != NULL; entry = entry->next)
 			entry->valid = false;
 		return;
 	}
 	hash_seq_init(&seq, capture_rels);
 	while ((entry = hash_seq_search(&seq)) != NULL)
-		entry->valid = false;
+	{
+		for (; entry != NULL; entry = entry->next)
+			entry->valid = false;
+	}
 }
 
 /* the relation where a trigger that was cloned to partitions comes from */
@@ -136,21 +144,113 @@ trigger_root(Oid tgoid, Oid relid)
 	return relid;
 }
 
+/* an empty argument in front: what follows are the columns of a link, and not of a key; two: of a root's */
+static bool
+is_link(const Trigger *trigger)
+{
+	return trigger->tgnargs > 0 && trigger->tgargs[0][0] == '\0';
+}
+
+static bool
+same_args(const Trigger *a, const Trigger *b)
+{
+	if (a->tgfoid != b->tgfoid || a->tgnargs != b->tgnargs)
+		return false;
+	for (int i = 0; i < a->tgnargs; i++)
+	{
+		if (strcmp(a->tgargs[i], b->tgargs[i]) != 0)
+			return false;
+	}
+	return true;
+}
+
 /*
  * TRUNCATE triggers are not cloned: each partition has its own.  The root is
  * found through the row trigger beside it.
  */
 static Oid
-truncate_root(Relation rel)
+truncate_root(Relation rel, const Trigger *trigger)
 {
 	TriggerDesc *desc = rel->trigdesc;
 
 	for (int i = 0; desc != NULL && i < desc->numtriggers; i++)
 	{
-		if (strcmp(desc->triggers[i].tgname, CS_TRIGGER) == 0)
-			return trigger_root(desc->triggers[i].tgoid, RelationGetRelid(rel));
+		const Trigger *other = &desc->triggers[i];
+
+		if (is_link(trigger) ? TRIGGER_FOR_ROW(other->tgtype) && same_args(trigger, other) :
+			strcmp(other->tgname, CS_TRIGGER) == 0)
+			return trigger_root(other->tgoid, RelationGetRelid(rel));
 	}
 	return RelationGetRelid(rel);
+}
+
+/* an entry for this trigger: its own, or one that is free; later ones may be on the way to it */
+static CaptureRel *
+entry_of(CaptureRel *first, Oid trigger)
+{
+	CaptureRel *unused = NULL;
+	CaptureRel *last = first;
+
+	for (CaptureRel *e = first; e != NULL; e = e->next)
+	{
+		if (e->trigger == trigger)
+			return e;
+		if (!e->valid && unused == NULL)
+			unused = e;
+		last = e;
+	}
+	if (unused == NULL)
+	{
+		unused = MemoryContextAllocZero(TopMemoryContext, sizeof(CaptureRel));
+		unused->relid = first->relid;
+		last->next = unused;
+	}
+	return unused;
+}
+
+/* a virtual column has no value to be compared */
+static bool
+learn_used(CaptureRel *entry, TupleDesc desc, int n, char **names)
+{
+	entry->used = realloc(entry->used, sizeof(AttrNumber) * Max(n, 1));
+	if (entry->used == NULL)
+		return false;
+	for (int i = 0; i < n; i++)
+	{
+		int			a = 0;
+
+		while (a < desc->natts && (TupleDescAttr(desc, a)->attisdropped ||
+								   strcmp(NameStr(TupleDescAttr(desc, a)->attname), names[i]) != 0))
+			a++;
+		if (a == desc->natts || TupleDescAttr(desc, a)->attgenerated == 'v')
+			return false;
+		entry->used[i] = a + 1;
+	}
+	entry->nused = n;
+	return true;
+}
+
+/* columns of the key or link, and of what is compared, from the trigger's arguments */
+static void
+learn_columns(CaptureRel *entry, Relation rel, const Trigger *trigger)
+{
+	bool		link = is_link(trigger);
+	int			first = link ? 1 : 0;
+	int			n;
+
+	entry->places = link && trigger->tgnargs > 1 && trigger->tgargs[1][0] == '\0';
+	if (entry->places)
+		first++;
+	n = first;
+	while (n < trigger->tgnargs && trigger->tgargs[n][0] != '\0')
+		n++;
+	if (!key_layout(RelationGetDescr(rel), n - first, trigger->tgargs + first, &entry->layout))
+		entry->layout.ncols = 0;
+	entry->layout.link = link;
+	entry->nused = -1;
+	if (link && n < trigger->tgnargs &&
+		!learn_used(entry, RelationGetDescr(rel), trigger->tgnargs - n - 1, trigger->tgargs + n + 1))
+		entry->nused = -1;
 }
 
 /*
@@ -182,20 +282,20 @@ capture_rel(Relation rel, Trigger *trigger, CaptureRel *entry)
 
 	entry = hash_search(capture_rels, &relid, HASH_ENTER, &found);
 	if (!found)
-		entry->valid = false;
+		memset((char *) entry + sizeof(Oid), 0, sizeof(CaptureRel) - sizeof(Oid));
+	entry = entry_of(entry, trigger->tgoid);
 	if (!entry->valid || entry->trigger != trigger->tgoid)
 	{
 		uint32		changes = n_changes;
 		Oid			root = TRIGGER_FOR_ROW(trigger->tgtype) ?
-			trigger_root(trigger->tgoid, relid) : truncate_root(rel);
+			trigger_root(trigger->tgoid, relid) : truncate_root(rel, trigger);
 
 		entry->valid = false;
 		entry->trigger = trigger->tgoid;
 		entry->root = root;
-		entry->detached = detached_is(root);
-		if (!key_layout(RelationGetDescr(rel), trigger->tgnargs, trigger->tgargs,
-						&entry->layout))
-			entry->layout.ncols = 0;
+		learn_columns(entry, rel, trigger);
+		/* documents go on queueing: see overflow.c */
+		entry->detached = !entry->layout.link && detached_is(root);
 		/* what has changed while we looked is looked at again */
 		entry->valid = changes == n_changes;
 	}
@@ -298,7 +398,7 @@ write_level(Level *level)
 			{
 				if (p->n == 0)
 					continue;	/* its keys were too long */
-				queue_insert(queue, p->root, p->layout.id, p->n, p->buf.data, p->buf.len);
+				queue_insert(queue, p->root, p->layout.link, p->layout.id, p->n, p->buf.data, p->buf.len);
 			}
 		}
 		table_close(queue, NoLock);
@@ -341,7 +441,7 @@ open_pending(Level *level, Oid root, const KeyLayout *layout)
 	{
 		Pending    *p = *link;
 
-		if (p->root != root || p->layout.id != layout->id || p->n < 0)
+		if (p->root != root || p->layout.id != layout->id || p->layout.link != layout->link || p->n < 0)
 			continue;
 		if (p != level->open)
 		{
@@ -360,7 +460,8 @@ level_mark(Level *level, Oid root, const KeyLayout *layout, int mark)
 {
 	for (Pending *p = level->open; p != NULL; p = p->next)
 	{
-		if (p->root == root && p->n == mark)
+		if (p->root == root && p->n == mark && p->layout.id == layout->id &&
+			p->layout.link == layout->link)
 			return;
 	}
 	new_pending(level, root, layout)->n = mark;
@@ -402,6 +503,32 @@ append_long_key(Level *level, Oid root, const KeyLayout *layout, const Datum *va
 	pfree(raw.data);
 }
 
+/*
+ * Is what was packed behind there the same once more?  Rows of one parent come
+ * one after the other, and a link's value need not be told twice.
+ */
+static bool
+repeats_last(const Pending *p, int before)
+{
+	int			len = p->buf.len - before;
+	bool		numbers = true;
+
+	if (p->n == 0)
+		return false;
+	for (int i = 0; i < p->layout.ncols; i++)
+		numbers &= p->layout.cols[i].byval;
+	if (!numbers)
+		return p->layout.ncols == 1 && len == before - p->last_at &&
+			memcmp(p->buf.data + before, p->buf.data + p->last_at, len) == 0;
+	/* no difference to the one before */
+	for (int i = before; i < p->buf.len; i++)
+	{
+		if (p->buf.data[i] != 0)
+			return false;
+	}
+	return true;
+}
+
 /* appends a key to a run, or to a new one where it is full; returns that run */
 static Pending *
 append_key(Level *level, Pending *p, const Datum *values)
@@ -436,6 +563,12 @@ append_key(Level *level, Pending *p, const Datum *values)
 		level->bytes += sizeof(Pending);
 		p = fresh;
 	}
+	if (p->layout.link && repeats_last(p, before))
+	{
+		p->buf.len = before;
+		return p;
+	}
+	p->last_at = before;
 	p->n++;
 	level->bytes += p->buf.len - before;
 	return p;
@@ -479,6 +612,56 @@ same_key(const KeyLayout *layout, const Datum *a, const Datum *b)
 	return true;
 }
 
+/*
+ * Has a column changed that some document makes use of?  A load reads roots
+ * page by page: one that moves may have been missed by it.
+ */
+static bool
+used_differs(const CaptureRel *entry, TupleTableSlot *row, TupleTableSlot *updated)
+{
+	TupleDesc	desc = row->tts_tupleDescriptor;
+
+	if (entry->places &&
+		ItemPointerGetBlockNumberNoCheck(&row->tts_tid) != ItemPointerGetBlockNumberNoCheck(&updated->tts_tid))
+		return true;
+	for (int i = 0; i < entry->nused; i++)
+	{
+		AttrNumber	attnum = entry->used[i];
+		bool		null_a;
+		bool		null_b;
+		Datum		a = slot_getattr(row, attnum, &null_a);
+		Datum		b = slot_getattr(updated, attnum, &null_b);
+		Form_pg_attribute att = TupleDescAttr(desc, attnum - 1);
+
+		if (null_a != null_b || (!null_a && !datumIsEqual(a, b, att->attbyval, att->attlen)))
+			return true;
+	}
+	return entry->nused < 0;
+}
+
+/* the values that link a row to others, as it was and as it is; NULL links to none */
+static void
+capture_link(CaptureRel *entry, TupleTableSlot *row, TupleTableSlot *updated)
+{
+	Datum		values[INDEX_MAX_KEYS];
+	Datum		newvalues[INDEX_MAX_KEYS];
+	bool		old;
+
+	if (unlikely(entry->layout.ncols == 0))
+	{
+		capture_mark(entry->root, &entry->layout, KEY_UNKNOWN);
+		return;
+	}
+	if (updated != NULL && !used_differs(entry, row, updated))
+		return;
+	old = slot_key(row, &entry->layout, values) && !(cs_debug_new_links_only && updated != NULL);
+	if (old)
+		capture_values(entry, values);
+	if (updated != NULL && slot_key(updated, &entry->layout, newvalues) &&
+		!(old && same_key(&entry->layout, values, newvalues)))
+		capture_values(entry, newvalues);
+}
+
 CaptureRel *
 capture_row(CaptureRel *entry, Relation rel, Trigger *trigger,
 			TupleTableSlot *row, TupleTableSlot *updated)
@@ -490,7 +673,9 @@ capture_row(CaptureRel *entry, Relation rel, Trigger *trigger,
 	if (unlikely(entry->detached))
 		return entry;
 
-	if (unlikely(entry->layout.ncols == 0) || !slot_key(row, &entry->layout, key))
+	if (entry->layout.link)
+		capture_link(entry, row, updated);
+	else if (unlikely(entry->layout.ncols == 0) || !slot_key(row, &entry->layout, key))
 		capture_mark(entry->root, &entry->layout, KEY_UNKNOWN);
 	else
 	{
@@ -515,7 +700,9 @@ capture_truncate(Relation rel, Trigger *trigger)
 
 	if (entry->detached)
 		return;
-	capture_mark(entry->root, &entry->layout, KEY_TRUNCATE);
+	/* of a link that is not known nobody could tell whose it is */
+	capture_mark(entry->root, &entry->layout,
+				 entry->layout.link && entry->layout.ncols == 0 ? KEY_UNKNOWN : KEY_TRUNCATE);
 	if (write_through)
 		flush_level(capture_level());
 }

@@ -167,10 +167,11 @@ ensure_trigger(Oid relid, List *tree, const char *name, const char *event, List 
  * Runs nothing of the owner's, though as a superuser: CREATE TRIGGER evaluates
  * no expression of the table but functions of constants in partition keys, and
  * no member of this tree has an expression there, as PostgreSQL has no key for
- * such a table, nor for one that it is to be a part of.
+ * such a table, nor for one that it is to be a part of; a document's tables are
+ * looked at for that.
  */
-bool
-triggers_ensure(Oid relid, List *key, bool wait)
+static bool
+ensure_named(Oid relid, const char *name, const char *truncate_name, List *key, bool wait)
 {
 	List	   *tree = find_all_inheritors(relid, NoLock, NULL);
 	bool		changed = false;
@@ -182,16 +183,57 @@ triggers_ensure(Oid relid, List *key, bool wait)
 	{
 		Oid			member = lfirst_oid(lc);
 
-		changed |= ensure_trigger(member, tree, CS_TRIGGER, "INSERT OR UPDATE OR DELETE",
+		changed |= ensure_trigger(member, tree, name, "INSERT OR UPDATE OR DELETE",
 								  key, member == relid, wait);
-		changed |= ensure_trigger(member, tree, CS_TRUNCATE_TRIGGER, "TRUNCATE", key, true, wait);
+		changed |= ensure_trigger(member, tree, truncate_name, "TRUNCATE", key, true, wait);
 	}
 	SPI_finish();
 	return changed;
 }
 
 bool
-triggers_mend(Oid relid, List *key_columns)
+triggers_ensure(Oid relid, List *key, bool wait)
+{
+	return ensure_named(relid, CS_TRIGGER, CS_TRUNCATE_TRIGGER, key, wait);
+}
+
+bool
+triggers_ensure_links(List *links)
+{
+	bool		changed = false;
+	ListCell   *lc;
+
+	foreach(lc, links)
+	{
+		LinkTriggers *link = lfirst(lc);
+
+		changed |= ensure_named(link->relid, link->name, link->truncate_name, link->args, true);
+	}
+	return changed;
+}
+
+bool
+triggers_fit(List *links)
+{
+	bool		fit = true;
+	ListCell   *lc;
+
+	foreach(lc, links)
+	{
+		LinkTriggers *link = lfirst(lc);
+		Relation	rel = relation_open(link->relid, AccessShareLock);
+		bool		exists;
+		bool		always;
+
+		fit = fit && has_trigger(rel, link->name, link->args, &exists, &always) &&
+			has_trigger(rel, link->truncate_name, link->args, &exists, &always);
+		relation_close(rel, NoLock);
+	}
+	return fit;
+}
+
+static bool
+mend_patiently(Oid relid, List *key_columns, List *links)
 {
 	int			lock_timeout = LockTimeout;
 	volatile bool changed = false;
@@ -199,7 +241,7 @@ triggers_mend(Oid relid, List *key_columns)
 	patience_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PATIENCE_MS);
 	PG_TRY();
 	{
-		changed = triggers_ensure(relid, key_columns, true);
+		changed = links != NIL ? triggers_ensure_links(links) : triggers_ensure(relid, key_columns, true);
 	}
 	PG_FINALLY();
 	{
@@ -208,6 +250,18 @@ triggers_mend(Oid relid, List *key_columns)
 	}
 	PG_END_TRY();
 	return changed;
+}
+
+bool
+triggers_mend(Oid relid, List *key_columns)
+{
+	return mend_patiently(relid, key_columns, NIL);
+}
+
+bool
+triggers_mend_links(List *links)
+{
+	return mend_patiently(InvalidOid, NIL, links);
 }
 
 /* appends DROP TRIGGER commands for the relids and names that SPI has found */
@@ -253,7 +307,8 @@ triggers_drop(Oid relid)
 		/* clones go with what they are clones of */
 		args[1] = ObjectIdGetDatum(lfirst_oid(lc));
 		run_sql("SELECT tgrelid, tgname FROM pg_catalog.pg_trigger"
-				" WHERE tgfoid = $1 AND tgrelid = $2 AND tgparentid = 0", 2, types, args, NULL);
+				" WHERE tgfoid = $1 AND tgrelid = $2 AND tgparentid = 0"
+				" AND NOT pg_catalog.starts_with(tgname::pg_catalog.text, '" CS_LINK_TRIGGER "')", 2, types, args, NULL);
 		commands = drop_commands(commands, cxt, true);
 	}
 	foreach(lc, commands)
@@ -261,10 +316,43 @@ triggers_drop(Oid relid)
 
 	run_sql("SELECT t.tgrelid, t.tgname FROM pg_catalog.pg_trigger t"
 			" WHERE t.tgfoid = $1 AND t.tgtype & 1 = 0"
+			" AND NOT pg_catalog.starts_with(t.tgname::pg_catalog.text, '" CS_LINK_TRIGGER "')"
 			" AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger r WHERE r.tgrelid = t.tgrelid"
 			" AND r.tgfoid = t.tgfoid AND r.tgtype & 1 = 1)", 1, types, args, NULL);
 	commands = drop_commands(NIL, cxt, false);
 	foreach(lc, commands)
 		run_utility(lfirst(lc));
 	SPI_finish();
+}
+
+bool
+triggers_drop_links(List *relids, const char *prefix, bool wait)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	Oid			types[] = {OIDOID, OIDOID, TEXTOID};
+	Datum		args[] = {ObjectIdGetDatum(triggers_function()), (Datum) 0, CStringGetTextDatum(prefix)};
+	List	   *tree = NIL;
+	List	   *commands = NIL;
+	uint64		found = 0;
+	ListCell   *lc;
+
+	foreach(lc, relids)
+	{
+		if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(lfirst_oid(lc))))
+			tree = list_concat_unique_oid(tree, find_all_inheritors(lfirst_oid(lc), NoLock, NULL));
+	}
+	list_sort(tree, list_oid_cmp);
+	SPI_connect();
+	foreach(lc, tree)
+	{
+		args[1] = ObjectIdGetDatum(lfirst_oid(lc));
+		run_sql("SELECT tgrelid, tgname FROM pg_catalog.pg_trigger WHERE tgfoid = $1 AND tgrelid = $2"
+				" AND tgparentid = 0 AND pg_catalog.starts_with(tgname::pg_catalog.text, $3)", 3, types, args, NULL);
+		found += SPI_processed;
+		commands = drop_commands(commands, cxt, wait);
+	}
+	foreach(lc, commands)
+		run_utility(lfirst(lc));
+	SPI_finish();
+	return list_length(commands) == found;
 }

@@ -32,6 +32,23 @@ extern bool triggers_ensure(Oid relid, List *key, bool wait);
 /* takes them off a table and its partitions; and what others have left of them that nobody needs */
 extern void triggers_drop(Oid relid);
 
+/* triggers of another name, with these arguments: those of a document's links */
+typedef struct LinkTriggers
+{
+	Oid			relid;
+	char	   *name;
+	char	   *truncate_name;
+	List	   *args;			/* of char * */
+} LinkTriggers;
+
+/* Lists of LinkTriggers *: as above; and are they there as they should be, ENABLE or not? */
+extern bool triggers_mend_links(List *links);
+extern bool triggers_ensure_links(List *links);
+extern bool triggers_fit(List *links);
+
+/* takes those off relations whose names begin so; without wait, false: not all of them, as some is not free */
+extern bool triggers_drop_links(List *relids, const char *prefix, bool wait);
+
 /* the OID of crate_sync.capture() */
 extern Oid	triggers_function(void);
 

@@ -141,6 +141,7 @@ crate_sync_adopt(PG_FUNCTION_ARGS)
 typedef struct StuckTable
 {
 	Oid			relid;
+	List	   *relations;		/* of Oid: a document's; NIL: it is none */
 	char	   *name;
 	bool		paused;
 	bool		behind;			/* though nothing of it may be queued */
@@ -151,10 +152,11 @@ typedef struct SyncWait
 {
 	Oid			relid;			/* InvalidOid: all */
 	FullTransactionId before;	/* chunks of older transactions are waited for */
+	MemoryContext cxt;			/* lives as long as the call */
 	QueuePlace	place;			/* how far the queue has none of them */
 	QueuePlace	moving_place;	/* and none but of stuck tables */
-	Oid		   *stuck_relids;	/* then, sorted; lives as long as the call */
-	int			nstuck_relids;
+	QueueOf    *of;				/* chunks of what is waited for; NULL: all */
+	QueueOf		stuck_of;		/* then; lives as long as the call */
 	/* as it was at the last look */
 	bool		moving;			/* something is on its way */
 	bool		loading;		/* a load, among it */
@@ -173,7 +175,7 @@ static const char sync_query[] =
 "s.mirror_id IS NULL OR s.load_phase IN ('load', 'sweep') OR s.resync_done < m.resync_no "
 "  OR s.due IS NOT NULL OR s.state IN ('incomplete', 'detached'), "
 "(SELECT pg_catalog.count(*) FROM crate_sync.failed f WHERE f.mirror_id = m.mirror_id), "
-"(SELECT stopped FROM crate_sync.control) "
+"(SELECT stopped FROM crate_sync.control), m.relations::pg_catalog.oid[] "
 "FROM crate_sync.mirror m LEFT JOIN crate_sync.mirror_state s USING (mirror_id) "
 "LEFT JOIN pg_catalog.pg_class c ON c.oid = m.relid "
 "WHERE $1 = 0 OR m.relid = $1 ORDER BY 2";
@@ -201,21 +203,56 @@ first_behind(StuckTable *stuck, int n)
 	return first;
 }
 
+static int
+sorted_oids(List *oids, Oid **array)
+{
+	ListCell   *lc;
+
+	*array = palloc(sizeof(Oid) * (list_length(oids) + 1));
+	foreach(lc, oids)
+		(*array)[foreach_current_index(lc)] = lfirst_oid(lc);
+	qsort(*array, list_length(oids), sizeof(Oid), oid_cmp);
+	return list_length(oids);
+}
+
+static bool
+same_oids(const Oid *a, int na, const Oid *b, int nb)
+{
+	return na == nb && (na == 0 || memcmp(a, b, sizeof(Oid) * na) == 0);
+}
+
 /* keys of those are skipped for good, so that a change of theirs begins anew */
 static void
 note_stuck(SyncWait *w, const StuckTable *stuck, int n)
 {
-	Oid		   *relids = palloc(sizeof(Oid) * (n + 1));
+	List	   *keys = NIL;
+	List	   *links = NIL;
+	QueueOf		now;
+	QueueOf    *then = &w->stuck_of;
+	MemoryContext oldcxt;
 
 	for (int i = 0; i < n; i++)
-		relids[i] = stuck[i].relid;
-	qsort(relids, n, sizeof(Oid), oid_cmp);
-	if (n == w->nstuck_relids && memcmp(relids, w->stuck_relids, sizeof(Oid) * n) == 0)
+	{
+		if (stuck[i].relations == NIL)
+			keys = lappend_oid(keys, stuck[i].relid);
+		else
+			links = list_concat(links, stuck[i].relations);
+	}
+	oldcxt = MemoryContextSwitchTo(w->cxt);
+	now.nkeys = sorted_oids(keys, &now.keys);
+	now.nlinks = sorted_oids(links, &now.links);
+	MemoryContextSwitchTo(oldcxt);
+	if (same_oids(now.keys, now.nkeys, then->keys, then->nkeys) &&
+		same_oids(now.links, now.nlinks, then->links, then->nlinks))
+	{
+		pfree(now.keys);
+		pfree(now.links);
 		return;
+	}
 	memset(&w->moving_place, 0, sizeof(QueuePlace));
-	w->stuck_relids = repalloc(w->stuck_relids, sizeof(Oid) * (n + 1));
-	memcpy(w->stuck_relids, relids, sizeof(Oid) * n);
-	w->nstuck_relids = n;
+	pfree(then->keys);
+	pfree(then->links);
+	*then = now;
 }
 
 static void
@@ -258,6 +295,9 @@ look_at_sync(SyncWait *w)
 			StuckTable *t = &stuck[n++];
 			char	   *error = SPI_getvalue(tup, desc, 5);
 
+			Datum		relations = SPI_getbinval(tup, desc, 9, &isnull);
+
+			t->relations = isnull ? NIL : mirror_oid_list(DatumGetArrayTypeP(relations));
 			t->relid = DatumGetObjectId(SPI_getbinval(tup, desc, 1, &isnull));
 			t->name = name;
 			t->paused = paused;
@@ -273,12 +313,13 @@ look_at_sync(SyncWait *w)
 
 	note_stuck(w, stuck, n);
 	w->moving = w->loading;
-	if (queue_has_before(w->before, w->relid, NULL, 0, &w->place))
+	if (queue_has_before(w->before, w->of, NULL, &w->place))
 	{
-		if (n == 0 || queue_has_before(w->before, w->relid, w->stuck_relids, n, &w->moving_place))
+		if (n == 0 || queue_has_before(w->before, w->of, &w->stuck_of, &w->moving_place))
 			w->moving = true;
 		for (int i = 0; i < n; i++)
-			stuck[i].behind |= stuck[i].relid == w->place.relid;
+			stuck[i].behind |= w->place.link ? list_member_oid(stuck[i].relations, w->place.relid) :
+				stuck[i].relations == NIL && stuck[i].relid == w->place.relid;
 	}
 	PopActiveSnapshot();
 	w->stuck = first_behind(stuck, n);
@@ -355,15 +396,32 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 				 errhint("Commit first: the worker sees what is committed.")));
 	mirror_check_catalog();
 	memset(&w, 0, sizeof(w));
+	w.cxt = CurrentMemoryContext;
 	w.relid = PG_ARGISNULL(0) ? InvalidOid : PG_GETARG_OID(0);
 	if (OidIsValid(w.relid))
 	{
 		Elevation	e;
-		bool		mirrored;
+		bool		mirrored = false;
+		List	   *keys = NIL;
+		List	   *links = NIL;
+		ListCell   *lc;
 
 		elevate(&e);
-		mirrored = mirror_load(w.relid) != NIL;
+		foreach(lc, mirror_load(InvalidOid))
+		{
+			MirrorSpec *spec = lfirst(lc);
+
+			if (spec->relid != w.relid)
+				continue;
+			mirrored = true;
+			if (spec->definition == NULL)
+				keys = list_make1_oid(spec->relid);
+			links = list_concat_unique_oid(links, spec->relations);
+		}
 		descend(&e);
+		w.of = palloc(sizeof(QueueOf));
+		w.of->nkeys = sorted_oids(keys, &w.of->keys);
+		w.of->nlinks = sorted_oids(links, &w.of->links);
 		if (!mirrored)
 		{
 			char	   *name = get_rel_name(w.relid);
@@ -388,7 +446,8 @@ crate_sync_wait_for_sync(PG_FUNCTION_ARGS)
 			deadline = GetCurrentTimestamp() + (int64) (ms * 1000.0);
 	}
 	w.before = ReadNextFullTransactionId();
-	w.stuck_relids = palloc(sizeof(Oid));
+	w.stuck_of.keys = palloc(sizeof(Oid));
+	w.stuck_of.links = palloc(sizeof(Oid));
 	cs_wake_worker_now();
 
 	cxt = AllocSetContextCreate(CurrentMemoryContext, "wait_for_sync", ALLOCSET_DEFAULT_SIZES);

@@ -36,6 +36,7 @@
 #include "commands/event_trigger.h"
 #include "commands/extension.h"
 #include "commands/trigger.h"
+#include "document/document.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "functions/tables.h"
@@ -74,6 +75,11 @@ PG_FUNCTION_INFO_V1(crate_sync_resume);
 PG_FUNCTION_INFO_V1(crate_sync_retry_failed);
 PG_FUNCTION_INFO_V1(crate_sync_discard_failed);
 PG_FUNCTION_INFO_V1(crate_sync_before_drop);
+PG_FUNCTION_INFO_V1(crate_sync_add_document);
+PG_FUNCTION_INFO_V1(crate_sync_add_documents);
+PG_FUNCTION_INFO_V1(crate_sync_remove_document);
+PG_FUNCTION_INFO_V1(crate_sync_preview_document);
+PG_FUNCTION_INFO_V1(crate_sync_get_document_query);
 
 /* rows of crate_sync.failed read at a time */
 #define FAILED_FETCH_ROWS 1000
@@ -189,8 +195,9 @@ not_mirrored(Oid relid, bool dropping)
 }
 
 /*
- * The mirrored tables that a function's argument means, List of MirrorSpec:
- * the one given, which the caller has to own, or all that he owns.
+ * The mirrors that a function's argument means, List of MirrorSpec: those of
+ * the table given, which the caller has to own, itself or as the root of
+ * documents; or of all that he owns.
  */
 static List *
 chosen_specs(FunctionCallInfo fcinfo)
@@ -203,13 +210,19 @@ chosen_specs(FunctionCallInfo fcinfo)
 	if (!PG_ARGISNULL(0))
 	{
 		Oid			relid = PG_GETARG_OID(0);
-		MirrorSpec *spec;
 
 		check_owner(relid);
-		spec = load_spec(relid);
-		if (spec == NULL)
+		elevate(&e);
+		specs = mirror_load(InvalidOid);
+		descend(&e);
+		foreach(lc, specs)
+		{
+			if (((MirrorSpec *) lfirst(lc))->relid == relid)
+				owned = lappend(owned, lfirst(lc));
+		}
+		if (owned == NIL)
 			not_mirrored(relid, false);
-		return list_make1(spec);
+		return owned;
 	}
 
 	elevate(&e);
@@ -337,6 +350,17 @@ name_array(List *names)
 										   TYPALIGN_CHAR));
 }
 
+static Datum
+oid_array(List *oids)
+{
+	Datum	   *elems = palloc(sizeof(Datum) * (list_length(oids) + 1));
+	ListCell   *lc;
+
+	foreach(lc, oids)
+		elems[foreach_current_index(lc)] = ObjectIdGetDatum(lfirst_oid(lc));
+	return PointerGetDatum(construct_array(elems, list_length(oids), OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+}
+
 static char *
 target_name(const char *schema, const char *table)
 {
@@ -397,10 +421,11 @@ target_in_use(const MirrorTable *table, const MirrorSpec *other)
 			(errcode(ERRCODE_DUPLICATE_OBJECT),
 			 errmsg("target table %s is in use", target),
 			 errdetail("%s is mirrored there.", qualified_name(other->relid)),
-			 has_name(other, table->schemaname, table->relname) ?
+			 other->definition == NULL && table->doc == NULL && has_name(other, table->schemaname, table->relname) ?
 			 errhint("That table was called as this one is now.  To have this one take its place: SELECT crate_sync.follow_name(%s); to mirror both, choose another name with add_table's argument target.",
 					 quote_literal_cstr(qualified_name(table->relid))) :
-			 errhint("Choose another name with add_table's argument target.")));
+			 table->doc == NULL ? errhint("Choose another name with add_table's argument target.") :
+			 errhint("Choose another name with add_document's argument target.")));
 }
 
 /* the end of a mirror; its triggers are gone or go by themselves */
@@ -423,12 +448,12 @@ delete_mirror(const MirrorSpec *spec, bool drop_target)
 
 /* false if the target table is somebody's already, or the relation mirrored */
 static bool
-insert_mirror(const MirrorTable *table, const MirrorSpec *spec, bool copy_data)
+insert_mirror(const MirrorTable *table, MirrorSpec *spec, bool copy_data)
 {
 	Oid			types[] = {OIDOID, TEXTOID, TEXTOID, NAMEARRAYOID, NAMEARRAYOID,
-	TEXTOID, NAMEOID, JSONBOID, TEXTOID, NAMEOID, NAMEOID, OIDOID, TEXTOID};
-	Datum		values[13];
-	char		nulls[14] = "             ";
+	TEXTOID, NAMEOID, JSONBOID, TEXTOID, NAMEOID, NAMEOID, OIDOID, TEXTOID, JSONBOID, OIDARRAYOID};
+	Datum		values[15];
+	char		nulls[16] = "               ";
 	List	   *key = NIL;
 	bool		done;
 
@@ -461,15 +486,29 @@ insert_mirror(const MirrorTable *table, const MirrorSpec *spec, bool copy_data)
 	values[11] = ObjectIdGetDatum(table->owner);
 	values[12] = CStringGetTextDatum(spec->follow_name ? "name" : "table");
 
+	nulls[13] = nulls[14] = table->doc != NULL ? ' ' : 'n';
+	if (table->doc != NULL)
+	{
+		values[13] = JsonbPGetDatum(document_canonical(table->doc));
+		values[14] = oid_array(document_node_relids(table->doc));
+	}
+
 	SPI_connect();
 	/* a row of mirror that came by a dump has none of mirror_state */
 	done = run_sql("WITH m AS (INSERT INTO crate_sync.mirror (relid, target_schema, target_table, key_columns,"
-				   " columns, row_filter, soft_delete_column, options, resync_no, resync_mode,"
-				   " source_schema, source_name, source_owner, follow)"
-				   " VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, '{}'), 1, $9, $10, $11, $12, $13)"
-				   " ON CONFLICT DO NOTHING RETURNING mirror_id)"
-				   " INSERT INTO crate_sync.mirror_state (mirror_id, relid) SELECT mirror_id, $1 FROM m",
-				   13, types, values, nulls) == 1;
+			   " columns, row_filter, soft_delete_column, options, resync_no, resync_mode,"
+			   " source_schema, source_name, source_owner, follow, definition, relations)"
+			   " VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, '{}'), 1, $9, $10, $11, $12, $13, $14,"
+			   " $15::pg_catalog.regclass[])"
+			   " ON CONFLICT DO NOTHING RETURNING mirror_id)"
+			   " INSERT INTO crate_sync.mirror_state (mirror_id, relid) SELECT mirror_id, $1 FROM m RETURNING mirror_id",
+			   15, types, values, nulls) == 1;
+	if (done)
+	{
+		bool		isnull;
+
+		spec->mirror_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	}
 	SPI_finish();
 	return done;
 }
@@ -640,9 +679,9 @@ tables_of_schemas(Datum schemas)
 	return relids;
 }
 
-/* adds one table; an error is caught and becomes its message */
+/* adds one of several; an error is caught and becomes its message */
 static char *
-try_add_table(Oid relid, bool *added)
+try_to_add(char *(*add) (void *arg, bool *added), void *arg, bool *added)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -653,12 +692,9 @@ try_add_table(Oid relid, bool *added)
 	MemoryContextSwitchTo(cxt);
 	PG_TRY();
 	{
-		MirrorSpec	spec;
 		bool		is_new;
 
-		memset(&spec, 0, sizeof(spec));
-		spec.relid = relid;
-		message = add_table(&spec, true, false, &is_new);
+		message = add(arg, &is_new);
 		ReleaseCurrentSubTransaction();
 		done = true;
 	}
@@ -691,6 +727,16 @@ try_add_table(Oid relid, bool *added)
 	return message;
 }
 
+static char *
+add_plain_table(void *arg, bool *added)
+{
+	MirrorSpec	spec;
+
+	memset(&spec, 0, sizeof(spec));
+	spec.relid = *(Oid *) arg;
+	return add_table(&spec, true, false, added);
+}
+
 Datum
 crate_sync_add_all_tables(PG_FUNCTION_ARGS)
 {
@@ -712,7 +758,7 @@ crate_sync_add_all_tables(PG_FUNCTION_ARGS)
 		Datum		values[3];
 		bool		nulls[3] = {false, false, false};
 		bool		added;
-		char	   *message = try_add_table(lfirst_oid(lc), &added);
+		char	   *message = try_to_add(add_plain_table, &lfirst_oid(lc), &added);
 
 		values[0] = ObjectIdGetDatum(lfirst_oid(lc));
 		values[1] = BoolGetDatum(added);
@@ -1505,6 +1551,7 @@ failed_specs(FunctionCallInfo fcinfo)
 	Datum		values[1];
 	Elevation	e;
 	Oid			relid = InvalidOid;
+	int			mirror_id = 0;
 	MirrorSpec *spec;
 
 	if (!PG_ARGISNULL(0) || PG_ARGISNULL(1))
@@ -1513,15 +1560,17 @@ failed_specs(FunctionCallInfo fcinfo)
 	values[0] = PG_GETARG_DATUM(1);
 	elevate(&e);
 	SPI_connect();
-	run_sql("SELECT m.relid FROM crate_sync.failed f"
-			" JOIN crate_sync.mirror m ON m.mirror_id = f.mirror_id WHERE f.failed_id = $1",
-			1, types, values, NULL);
+	run_sql("SELECT m.relid::pg_catalog.oid, m.mirror_id FROM crate_sync.failed f"
+		" JOIN crate_sync.mirror m ON m.mirror_id = f.mirror_id WHERE f.failed_id = $1",
+		1, types, values, NULL);
 	if (SPI_processed > 0)
 	{
 		bool		isnull;
 
 		relid = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
 											   1, &isnull));
+		mirror_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+												2, &isnull));
 	}
 	SPI_finish();
 	descend(&e);
@@ -1530,7 +1579,9 @@ failed_specs(FunctionCallInfo fcinfo)
 	check_owner(relid);
 	cs_point("failed row found");
 	/* it may have been removed meanwhile */
-	spec = load_spec(relid);
+	elevate(&e);
+	spec = mirror_load_one(mirror_id);
+	descend(&e);
 	return spec == NULL ? NIL : list_make1(spec);
 }
 
@@ -1573,7 +1624,7 @@ crate_sync_retry_failed(PG_FUNCTION_ARGS)
 				bytea	   *key = DatumGetByteaPP(stored);
 
 				/* the row stays failed until it has arrived */
-				queue_put_key(spec->relid, layout, VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
+				queue_put_key(spec->relid, spec->definition != NULL, layout, VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
 				if ((Pointer) key != DatumGetPointer(stored))
 					pfree(key);
 			}
@@ -1613,6 +1664,365 @@ crate_sync_discard_failed(PG_FUNCTION_ARGS)
 		tell_worker();
 	descend(&e);
 	PG_RETURN_INT64(n);
+}
+
+/* ---------------------------------------------------------------------------
+ * Documents
+ * ------------------------------------------------------------------------ */
+
+/* from a call's arguments; target may be NULL */
+static void
+document_spec(Jsonb *schema, const char *target, Jsonb *options, bool warn, MirrorSpec *spec)
+{
+	DocEntry	entry;
+	JsonbValue	nodes;
+
+	mirror_check_catalog();
+	document_entry(&schema->root, &entry, warn);
+	memset(spec, 0, sizeof(MirrorSpec));
+	spec->relid = document_root(entry.nodes);
+	nodes.type = jbvBinary;
+	nodes.val.binary.data = entry.nodes;
+	nodes.val.binary.len = VARSIZE(schema) - ((char *) entry.nodes - (char *) schema);
+	spec->definition = JsonbValueToJsonb(&nodes);
+	spec->options = options;
+	if (target != NULL)
+		parse_target(target, &spec->target_schema, &spec->target_table);
+	else if (entry.index != NULL)
+		spec->target_table = entry.index;
+	else
+	{
+		JsonbValue *label = getKeyJsonValueFromContainer(entry.nodes, "label", 5, NULL);
+
+		if (label != NULL && label->type == jbvString)
+			spec->target_table = pnstrdup(label->val.string.val, label->val.string.len);
+	}
+}
+
+/* the document of a target, or NULL */
+static MirrorSpec *
+spec_of_document(const char *target)
+{
+	char	   *schema;
+	char	   *table;
+	Elevation	e;
+	List	   *specs;
+	ListCell   *lc;
+
+	mirror_check_catalog();
+	parse_target(target, &schema, &table);
+	elevate(&e);
+	specs = mirror_load(InvalidOid);
+	descend(&e);
+	foreach(lc, specs)
+	{
+		MirrorSpec *spec = lfirst(lc);
+
+		if (spec->definition != NULL && strcmp(spec->target_table, table) == 0 &&
+			strcmp(spec->target_schema, schema ? schema : "doc") == 0)
+			return spec;
+	}
+	return NULL;
+}
+
+static void
+no_document(const char *target, int elevel)
+{
+	ereport(elevel,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("there is no document with target table %s%s", target, elevel == NOTICE ? ", skipping" : ""),
+			 elevel == NOTICE ? 0 : errhint("SELECT target FROM crate_sync.tables; has the names of all.")));
+}
+
+/* what each change of them would have us search in full for */
+static void
+warn_of_indexes(const Document *doc)
+{
+	for (int i = 1; i < doc->nnodes; i++)
+	{
+		for (int up = 0; up < 2; up++)
+		{
+			char	   *create = document_missing_index(doc->nodes[i], up == 1);
+
+			if (create != NULL)
+				ereport(WARNING,
+						(errcode(ERRCODE_WARNING),
+						 errmsg(up ? "%s: rows of \"%s\" have to be searched in full for each document" :
+								"%s: rows of \"%s\" have to be searched in full for the documents of a change",
+								doc->nodes[i]->path,
+								get_rel_name(up ? doc->nodes[i]->relid : doc->nodes[i]->parent->relid)),
+						 errhint("%s", create)));
+		}
+	}
+}
+
+/* locks the tables of a document, which the caller has to own, in the order of their OIDs */
+static void
+lock_tables_owned(List *relids, LOCKMODE lockmode)
+{
+	List	   *sorted = list_copy(relids);
+	ListCell   *lc;
+
+	foreach(lc, sorted)
+		check_owner(lfirst_oid(lc));
+	list_sort(sorted, list_oid_cmp);
+	foreach(lc, sorted)
+	{
+		lock_owned(lfirst_oid(lc), lockmode);
+		(void) find_all_inheritors(lfirst_oid(lc), lockmode, NULL);
+	}
+}
+
+static char *
+add_document(MirrorSpec *spec, bool copy_data, bool if_not_exists, bool *added)
+{
+	Relation	rel;
+	MirrorTable *table;
+	MirrorSpec *other;
+	Elevation	e;
+	char	   *name;
+
+	*added = false;
+	check_owner(spec->relid);
+	rel = open_relation(spec->relid, AccessShareLock);
+	table = document_mirror(rel, spec);
+	lock_tables_owned(table->doc->relids, ShareRowExclusiveLock);
+	/* as it is, now that it stays so */
+	table = document_mirror(rel, spec);
+	relation_close(rel, NoLock);
+	name = target_name(table->target.schema, table->target.name);
+
+	elevate(&e);
+	other = spec_of_target(&table->target);
+	descend(&e);
+	if (other != NULL && other->definition != NULL && if_not_exists)
+	{
+		ereport(NOTICE,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("there is a document with target table %s already, skipping", name)));
+		return name;
+	}
+
+	elevate(&e);
+	if (!insert_mirror(table, spec, copy_data))
+		target_in_use(table, spec_of_target(&table->target));
+	document_name_triggers(table->doc, spec->mirror_id);
+	(void) triggers_ensure_links(document_triggers(table->doc, InvalidOid));
+	tell_worker();
+	descend(&e);
+	warn_of_indexes(table->doc);
+	*added = true;
+	return name;
+}
+
+Datum
+crate_sync_add_document(PG_FUNCTION_ARGS)
+{
+	MirrorSpec	spec;
+	char	   *name;
+	bool		added;
+
+	check_not_null(fcinfo, 0, "schema");
+	document_spec(PG_GETARG_JSONB_P(0), PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1)),
+				  PG_ARGISNULL(3) ? NULL : PG_GETARG_JSONB_P(3), true, &spec);
+	if (!PG_ARGISNULL(2))
+		spec.row_filter = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	name = add_document(&spec, PG_ARGISNULL(4) || PG_GETARG_BOOL(4),
+						!PG_ARGISNULL(5) && PG_GETARG_BOOL(5), &added);
+	if (added)
+		warn_if_idle();
+	PG_RETURN_TEXT_P(cstring_to_text(name));
+}
+
+static char *
+add_document_of_file(void *arg, bool *added)
+{
+	MirrorSpec	spec;
+
+	document_spec(arg, NULL, NULL, true, &spec);
+	return add_document(&spec, true, false, added);
+}
+
+Datum
+crate_sync_add_documents(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	Jsonb	   *file;
+	bool		any = false;
+
+	check_not_null(fcinfo, 0, "schema");
+	file = PG_GETARG_JSONB_P(0);
+	if (!JB_ROOT_IS_ARRAY(file) || JB_ROOT_IS_SCALAR(file))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a file of documents must be a JSON array"),
+				 errhint("One document by itself: crate_sync.add_document.")));
+	InitMaterializedSRF(fcinfo, 0);
+	for (uint32 i = 0; i < JB_ROOT_COUNT(file); i++)
+	{
+		Jsonb	   *entry = JsonbValueToJsonb(getIthJsonbValueFromContainer(&file->root, i));
+		JsonbValue *index = JB_ROOT_IS_OBJECT(entry) ?
+			getKeyJsonValueFromContainer(&entry->root, "index", 5, NULL) : NULL;
+		Datum		values[3];
+		bool		nulls[3] = {false, false, false};
+		bool		added;
+		char	   *message = try_to_add(add_document_of_file, entry, &added);
+
+		nulls[0] = !added && (index == NULL || index->type != jbvString);
+		if (added)
+			values[0] = CStringGetTextDatum(message);
+		else if (!nulls[0])
+			values[0] = PointerGetDatum(cstring_to_text_with_len(index->val.string.val, index->val.string.len));
+		values[1] = BoolGetDatum(added);
+		values[2] = CStringGetTextDatum(message);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+		any |= added;
+	}
+	if (any)
+		warn_if_idle();
+	return (Datum) 0;
+}
+
+Datum
+crate_sync_remove_document(PG_FUNCTION_ARGS)
+{
+	char	   *target;
+	MirrorSpec *spec;
+	bool		there;
+	Elevation	e;
+
+	check_not_null(fcinfo, 0, "target");
+	target = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	spec = spec_of_document(target);
+	if (spec == NULL)
+	{
+		no_document(target, !PG_ARGISNULL(2) && PG_GETARG_BOOL(2) ? NOTICE : ERROR);
+		PG_RETURN_BOOL(false);
+	}
+	there = SearchSysCacheExists1(RELOID, ObjectIdGetDatum(spec->relid));
+	if (there || !may_act_for(spec))
+		check_owner(spec->relid);
+	elevate(&e);
+	(void) triggers_drop_links(spec->relations, psprintf(CS_LINK_TRIGGER "%d_", spec->mirror_id), true);
+	delete_mirror(spec, !PG_ARGISNULL(1) && PG_GETARG_BOOL(1));
+	descend(&e);
+	PG_RETURN_BOOL(true);
+}
+
+static void
+put_preview(ReturnSetInfo *rsinfo, const char *path, char *source, char *source_type,
+			const char *target, const char *type, bool key, const char *note)
+{
+	Datum		values[7];
+	bool		nulls[7] = {false};
+
+	values[0] = CStringGetTextDatum(path);
+	values[1] = CStringGetTextDatum(source);
+	nulls[2] = source_type == NULL;
+	values[2] = nulls[2] ? (Datum) 0 : CStringGetTextDatum(source_type);
+	values[3] = CStringGetTextDatum(target);
+	nulls[4] = type == NULL;
+	values[4] = nulls[4] ? (Datum) 0 : CStringGetTextDatum(type);
+	values[5] = BoolGetDatum(key);
+	nulls[6] = note == NULL || *note == '\0';
+	values[6] = nulls[6] ? (Datum) 0 : CStringGetTextDatum(note);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+static char *
+link_text(const DocNode *node)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < list_length(node->up); i++)
+		appendStringInfo(&buf, "%s%s.%s = %s.%s", i > 0 ? " AND " : "",
+						 quote_identifier(get_rel_name(node->relid)), quote_identifier(list_nth(node->up, i)),
+						 quote_identifier(get_rel_name(node->parent->relid)),
+						 quote_identifier(list_nth(node->down, i)));
+	return buf.data;
+}
+
+static void
+preview_node(ReturnSetInfo *rsinfo, const DocNode *node)
+{
+	StringInfoData note;
+	ListCell   *lc;
+	char	   *create;
+
+	initStringInfo(&note);
+	append_note(&note, psprintf("%s, %s", link_text(node), node->why));
+	create = document_missing_index(node, true);
+	if (create != NULL)
+		append_note(&note, psprintf("each document searches it in full: %s", create));
+	create = document_missing_index(node, false);
+	if (create != NULL)
+		append_note(&note, psprintf("each change of it searches its parent in full: %s", create));
+	if (!node->through && !node->many && !node->unique)
+		append_note(&note, "where there are several, the first by its key is shown");
+	put_preview(rsinfo, node->path, qualified_name(node->relid), NULL,
+				node->through ? "" : node->label, node->type, false, note.data);
+	foreach(lc, node->through ? NIL : node->columns)
+	{
+		DocColumn  *col = lfirst(lc);
+
+		put_preview(rsinfo, psprintf("%s.%s", node->path, col->key), col->name,
+					format_type_with_typemod(col->typid, col->typmod), col->key,
+					col->map.storage == NULL ? col->map.type : psprintf("%s %s", col->map.type, col->map.storage),
+					false, col->map.loses);
+	}
+	foreach(lc, node->children)
+		preview_node(rsinfo, lfirst(lc));
+}
+
+Datum
+crate_sync_preview_document(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	MirrorSpec	spec;
+	MirrorTable *table;
+	Relation	rel;
+
+	check_not_null(fcinfo, 0, "schema");
+	document_spec(PG_GETARG_JSONB_P(0), NULL, PG_ARGISNULL(1) ? NULL : PG_GETARG_JSONB_P(1), true, &spec);
+	rel = open_relation(spec.relid, AccessShareLock);
+	table = document_mirror(rel, &spec);
+	relation_close(rel, NoLock);
+
+	InitMaterializedSRF(fcinfo, 0);
+	put_preview(rsinfo, table->doc->root->path, qualified_name(table->relid), NULL,
+				target_name(table->target.schema, table->target.name), NULL, false, NULL);
+	for (int i = 0; i < table->ncols; i++)
+	{
+		const MirrorColumn *col = &table->columns[i];
+		const TargetColumn *tcol = &table->target.cols[i];
+
+		if (col->node != NULL)
+			preview_node(rsinfo, col->node);
+		else
+			put_preview(rsinfo, psprintf("%s.%s", table->doc->root->path, tcol->name), col->name,
+						format_type_with_typemod(col->typid, col->typmod), tcol->name,
+						tcol->storage == NULL ? tcol->type : psprintf("%s %s", tcol->type, tcol->storage),
+						tcol->key, col->map.loses);
+	}
+	return (Datum) 0;
+}
+
+Datum
+crate_sync_get_document_query(PG_FUNCTION_ARGS)
+{
+	char	   *target = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	MirrorSpec *spec = spec_of_document(target);
+	MirrorTable *table;
+	Relation	rel;
+
+	if (spec == NULL)
+		no_document(target, ERROR);
+	check_owner(spec->relid);
+	rel = open_relation(spec->relid, AccessShareLock);
+	table = document_mirror(rel, spec);
+	relation_close(rel, NoLock);
+	PG_RETURN_TEXT_P(cstring_to_text(document_query(table)));
 }
 
 /* ---------------------------------------------------------------------------

@@ -35,6 +35,7 @@
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
+#include "document/document.h"
 #include "jobs/verify.h"
 #include "pipeline/code.h"
 #include "pipeline/plans.h"
@@ -170,6 +171,7 @@ typedef struct CompareRule
 	CompareAs	as;				/* of arrays: the elements */
 	bool		json;			/* an object or an array */
 	int			scale;			/* of NUMERIC, -1: none */
+	const DocNode *node;		/* of a document: by its members' rules; or NULL */
 } CompareRule;
 
 typedef struct Candidate
@@ -314,7 +316,13 @@ run_create(SyncTable *st)
 	run->blocks = 32;
 	run->rules = MemoryContextAlloc(cxt, sizeof(CompareRule) * st->def->ncols);
 	for (int i = 0; i < st->def->ncols; i++)
+	{
+		const DocNode *node = st->def->columns[i].node;
+
 		run->rules[i] = rule_for(&st->def->target.cols[i]);
+		if (node != NULL && !document_shown(node)->scalar)
+			run->rules[i].node = document_shown(node);
+	}
 	run->found = index_create(cxt, 64);
 	run->countable = lanes_idle(st);
 	run->submitted = st->n_submitted;
@@ -555,6 +563,39 @@ texts_equal(const char *a, int alen, const char *b, int blen, const CompareRule 
 
 static bool json_values_equal(JsonbValue *a, JsonbValue *b, const CompareRule *rule);
 
+/* a member of a document's node has the rule that it would have as a column */
+static CompareRule
+member_rule(const DocNode *node, const JsonbValue *key)
+{
+	TargetColumn col = {.type = "TEXT",.kind = CELL_TEXT};
+	CompareRule rule;
+	const DocNode *child = NULL;
+	ListCell   *lc;
+
+	foreach(lc, node->columns)
+	{
+		const DocColumn *c = lfirst(lc);
+
+		if (strlen(c->key) != key->val.string.len || memcmp(c->key, key->val.string.val, key->val.string.len) != 0)
+			continue;
+		col.type = c->map.type;
+		col.kind = c->map.kind;
+	}
+	foreach(lc, node->children)
+	{
+		const DocNode *c = document_shown(lfirst(lc));
+
+		if (strlen(c->label) != key->val.string.len || memcmp(c->label, key->val.string.val, key->val.string.len) != 0)
+			continue;
+		child = c;
+		col.type = c->type;
+		col.kind = c->kind;
+	}
+	rule = rule_for(&col);
+	rule.node = child != NULL && !child->scalar ? child : NULL;
+	return rule;
+}
+
 /* a member that is null is as good as none */
 static int
 count_members(JsonbContainer *object)
@@ -606,8 +647,12 @@ containers_equal(JsonbContainer *a, JsonbContainer *b, const CompareRule *rule)
 			key = v;
 		else if (tok == WJB_VALUE && v.type != jbvNull)
 		{
+			CompareRule of_member;
+
+			if (rule->node != NULL)
+				of_member = member_rule(rule->node, &key);
 			other = findJsonbValueFromContainer(b, JB_FOBJECT, &key);
-			if (other == NULL || !json_values_equal(&v, other, rule))
+			if (other == NULL || !json_values_equal(&v, other, rule->node ? &of_member : rule))
 				return false;
 		}
 	}
@@ -935,6 +980,7 @@ typedef struct Difference
 
 typedef struct CheckArg
 {
+	SyncTable  *st;
 	CellIndex  *index;			/* of the candidates' cells */
 	Candidate **candidate;		/* by number in index */
 	bool		all;			/* a TRUNCATE, or keys that name nothing */
@@ -943,14 +989,20 @@ typedef struct CheckArg
 static bool
 match_chunk(QueueChunk *chunk, CheckArg *check)
 {
-	SyncTable  *st = state_find(chunk->relid);
+	SyncTable  *st = check->st;
 	const char *p;
 	const char *end;
 	KeyRun		run;
 	Datum		values[INDEX_MAX_KEYS];
 	StringInfoData cells;
 
+	/* links of a document's other tables name nothing that could be looked for */
+	if (queue_chunk_is_link(chunk) != (st->def->doc != NULL))
+		return true;
+	if (st->def->doc != NULL && chunk->n != KEY_UNKNOWN && !document_has_link(st->def->doc, chunk->relid, chunk->layout))
+		return true;
 	if (chunk->n == KEY_TRUNCATE || chunk->n == KEY_UNKNOWN || chunk->layout != st->layout.id ||
+		chunk->relid != st->relid ||
 		!key_chunk_read(chunk->n, chunk->keys, chunk->len, &p, &end))
 	{
 		check->all = true;
@@ -1003,7 +1055,11 @@ look_at_chunk(QueueChunk *chunk, void *arg)
 static void
 look_at_queue(SyncTable *st, void *arg)
 {
-	queue_look(st->relid, GetActiveSnapshot(), look_at_chunk, arg);
+	((CheckArg *) arg)->st = st;
+	if (st->def->doc == NULL)
+		queue_look(st->relid, GetActiveSnapshot(), look_at_chunk, arg);
+	for (int i = 0; st->def->doc != NULL && i < list_length(st->def->doc->relids); i++)
+		queue_look(list_nth_oid(st->def->doc->relids, i), GetActiveSnapshot(), look_at_chunk, arg);
 }
 
 /* writes differences down and queues their keys, if that is wanted */
@@ -1070,14 +1126,14 @@ record_differences(SyncTable *st, VerifyRun *run, List *differences)
 		{
 			/* this chunk is full, or the key longer than any */
 			if (nkeys > 0)
-				queue_put(st->relid, st->layout.id, packed.data, packed.len, nkeys);
+				queue_put(st->relid, st->def->doc != NULL, st->layout.id, packed.data, packed.len, nkeys);
 			nkeys = 0;
 			resetStringInfo(&packed);
 			key_run_start(&keys, &st->layout);
 			if (!key_pack(&keys, &packed, values))
 			{
 				if (key_pack_alone(&st->layout, &packed, values))
-					queue_put_key(st->relid, st->layout.id, packed.data, packed.len);
+					queue_put_key(st->relid, st->def->doc != NULL, st->layout.id, packed.data, packed.len);
 				resetStringInfo(&packed);
 				continue;
 			}
@@ -1086,7 +1142,7 @@ record_differences(SyncTable *st, VerifyRun *run, List *differences)
 	}
 	reader_end_cells();
 	if (nkeys > 0)
-		queue_put(st->relid, st->layout.id, packed.data, packed.len, nkeys);
+		queue_put(st->relid, st->def->doc != NULL, st->layout.id, packed.data, packed.len, nkeys);
 	SPI_finish();
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -1493,11 +1549,13 @@ count_step(SyncTable *st, VerifyRun *run)
 	TargetResult res;
 	const TargetTable *table = &st->def->target;
 	QueuePlace	place = {0};
+	QueueOf		of = {.keys = &st->relid,.nkeys = 1};
 	bool		queued;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	queued = queue_has_before(ReadNextFullTransactionId(), st->relid, NULL, 0, &place);
+	/* of any document's, as its tables are many and this is rare */
+	queued = queue_has_before(ReadNextFullTransactionId(), st->def->doc ? NULL : &of, NULL, &place);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(run->step_cxt);

@@ -708,6 +708,20 @@ check_target_column_name(const char *source, const char *name, bool adding)
 					 quote_literal_cstr(hint.data))));
 }
 
+void
+mirror_check_target_column(const char *source, const char *name)
+{
+	const char *bad = bad_column_name(name);
+
+	check_name_encoding(name);
+	if (bad != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("CrateDB cannot have a column named \"%s\"", name),
+				 errdetail_internal("%s", bad),
+				 errhint("Give it another one: a node by \"label\", a column by \"transform\": {\"rename\": {...}}.")));
+}
+
 /* ---------------------------------------------------------------------------
  * Resolving
  * ------------------------------------------------------------------------ */
@@ -722,9 +736,8 @@ refuse(Relation rel, const char *detail, const char *hint)
 			 hint != NULL ? errhint("%s", hint) : 0));
 }
 
-/* is it a kind of relation whose rows our triggers see? */
-static void
-check_relation(Relation rel)
+void
+mirror_check_relation(Relation rel)
 {
 	Oid			relid = RelationGetRelid(rel);
 	Oid			extension;
@@ -952,6 +965,56 @@ option_key_column(const MirrorTable *table, const char *option, const char *name
 }
 
 static void
+check_unique_target_name(const MirrorTable *table, int i)
+{
+	for (int j = 0; j < i; j++)
+	{
+		if (strcmp(table->target.cols[j].name, table->target.cols[i].name) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_COLUMN),
+					 errmsg("columns \"%s\" and \"%s\" would both be \"%s\" in the target",
+							table->columns[j].name, table->columns[i].name, table->target.cols[i].name)));
+	}
+}
+
+/* what is read by expressions, a column each, from place i on */
+static void
+resolve_nested(MirrorTable *table, const MirrorSpec *spec, int i)
+{
+	ListCell   *lc;
+
+	foreach(lc, spec->nested)
+	{
+		const NestedColumn *nested = lfirst(lc);
+		MirrorColumn *col = &table->columns[i];
+		TargetColumn *tcol = &table->target.cols[i];
+
+		col->name = nested->name;
+		col->typid = nested->typid;
+		col->typmod = -1;
+		col->node = nested->node;
+		tcol->name = nested->name;
+		tcol->type = nested->type;
+		tcol->storage = nested->storage;
+		tcol->kind = nested->kind;
+		tcol->nmembers = nested->nmembers;
+		tcol->members = nested->members;
+		check_unique_target_name(table, i);
+		i++;
+	}
+}
+
+List *
+mirror_key_names(const MirrorTable *table)
+{
+	List	   *key = NIL;
+
+	for (int k = 0; k < table->nkeys; k++)
+		key = lappend(key, table->columns[table->keys[k]].name);
+	return key;
+}
+
+static void
 resolve_soft_delete(Relation rel, const char *name, MirrorTable *table)
 {
 	Form_pg_attribute att;
@@ -1047,7 +1110,7 @@ mirror_resolve(Relation rel, MirrorSpec *spec)
 	ListCell   *lc;
 	int			i;
 
-	check_relation(rel);
+	mirror_check_relation(rel);
 
 	table->relid = RelationGetRelid(rel);
 	table->schemaname = get_namespace_name(RelationGetNamespace(rel));
@@ -1069,7 +1132,7 @@ mirror_resolve(Relation rel, MirrorSpec *spec)
 	key = resolve_key(rel, spec);
 	names = resolve_columns(rel, spec, key);
 
-	table->ncols = target->ncols = list_length(names);
+	table->ncols = target->ncols = list_length(names) + list_length(spec->nested);
 	if (table->ncols > MAX_TARGET_COLUMNS)
 		ereport(ERROR,
 				(errcode(ERRCODE_TOO_MANY_COLUMNS),
@@ -1102,25 +1165,21 @@ mirror_resolve(Relation rel, MirrorSpec *spec)
 				  option_lookup(opt.types, col->name), &col->map);
 
 		tcol->name = option_lookup(opt.rename, col->name);
+		if (tcol->name == NULL && spec->target_names != NIL)
+			tcol->name = pstrdup(list_nth(spec->target_names, i));
 		if (tcol->name == NULL)
 			tcol->name = pstrdup(col->name);
 		/* the source's own name is in failed_rows and differences */
 		check_name_encoding(col->name);
 		check_name_encoding(tcol->name);
 		check_target_column_name(col->name, tcol->name, spec->mirror_id == 0);
-		for (int j = 0; j < i; j++)
-		{
-			if (strcmp(target->cols[j].name, tcol->name) == 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_DUPLICATE_COLUMN),
-						 errmsg("columns \"%s\" and \"%s\" would both be \"%s\" in the target",
-								table->columns[j].name, col->name, tcol->name)));
-		}
+		check_unique_target_name(table, i);
 		tcol->type = col->map.type;
 		tcol->storage = col->map.storage;
 		tcol->kind = col->map.kind;
 		i++;
 	}
+	resolve_nested(table, spec, i);
 
 	/* a column that was dropped since takes its options with it */
 	if (spec->mirror_id == 0)
@@ -1173,6 +1232,20 @@ mirror_name_list(ArrayType *array)
 	return names;
 }
 
+List *
+mirror_oid_list(ArrayType *array)
+{
+	Datum	   *elems;
+	bool	   *nulls;
+	int			n;
+	List	   *oids = NIL;
+
+	deconstruct_array(array, OIDOID, sizeof(Oid), true, TYPALIGN_INT, &elems, &nulls, &n);
+	for (int i = 0; i < n; i++)
+		oids = lappend_oid(oids, nulls[i] ? InvalidOid : DatumGetObjectId(elems[i]));
+	return oids;
+}
+
 static char *
 spi_text(HeapTuple tup, int col)
 {
@@ -1191,9 +1264,9 @@ bool
 mirror_catalog_is_current(void)
 {
 	Oid			nsp = get_namespace_oid(CS_SCHEMA, true);
-	Oid			relid = OidIsValid(nsp) ? get_relname_relid("control", nsp) : InvalidOid;
+	Oid			relid = OidIsValid(nsp) ? get_relname_relid("mirror", nsp) : InvalidOid;
 
-	return OidIsValid(relid) && get_attnum(relid, "start_no") != InvalidAttrNumber;
+	return OidIsValid(relid) && get_attnum(relid, "relations") != InvalidAttrNumber;
 }
 
 void
@@ -1215,7 +1288,10 @@ mirror_relids(void)
 	List	   *relids = NIL;
 
 	SPI_connect();
-	if (SPI_execute("SELECT relid FROM crate_sync.mirror ORDER BY 1", false, 0) != SPI_OK_SELECT)
+	if (SPI_execute(get_attnum(get_relname_relid("mirror", get_namespace_oid(CS_SCHEMA, false)), "relations") != InvalidAttrNumber ?
+					"SELECT relid::pg_catalog.oid FROM crate_sync.mirror UNION"
+					" SELECT pg_catalog.unnest(relations)::pg_catalog.oid FROM crate_sync.mirror ORDER BY 1" :
+					"SELECT relid::pg_catalog.oid FROM crate_sync.mirror ORDER BY 1", false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read crate_sync.mirror");
 	MemoryContextSwitchTo(cxt);
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -1230,26 +1306,28 @@ mirror_relids(void)
 }
 
 /*
- * What is asked for of one table, or of all in the order in which they were
- * added: a List of MirrorSpec in the current memory context.  The caller may
- * read the catalog and has a snapshot.
+ * What is asked for of one table, of one mirror, or of all in the order in
+ * which they were added: a List of MirrorSpec in the current memory context.
+ * The caller may read the catalog and has a snapshot.
  */
-List *
-mirror_load(Oid relid)
+static List *
+load_specs(Oid relid, int mirror_id)
 {
 	static const char query[] =
 		"SELECT target_schema, target_table, row_filter, resync_mode, resync_filter,"
 		" mirror_id, relid, key_columns, columns, soft_delete_column, options, paused,"
-		" resync_no, verify_no, verify_repair, follow, source_schema, source_name, source_owner"
-		" FROM crate_sync.mirror WHERE relid = $1 OR $1 = 0 ORDER BY mirror_id";
+		" resync_no, verify_no, verify_repair, follow, source_schema, source_name, source_owner,"
+		" definition, relations::pg_catalog.oid[]"
+		" FROM crate_sync.mirror WHERE (relid = $1 AND definition IS NULL) OR mirror_id = $2"
+		" OR ($1 = 0 AND $2 = 0) ORDER BY mirror_id";
 	MemoryContext cxt = CurrentMemoryContext;
-	Oid			argtypes[] = {OIDOID};
-	Datum		args[] = {ObjectIdGetDatum(relid)};
+	Oid			argtypes[] = {OIDOID, INT4OID};
+	Datum		args[] = {ObjectIdGetDatum(relid), Int32GetDatum(mirror_id)};
 	List	   *specs = NIL;
 
 	mirror_check_catalog();
 	SPI_connect();
-	if (SPI_execute_with_args(query, 1, argtypes, args, NULL, false, 0) != SPI_OK_SELECT)
+	if (SPI_execute_with_args(query, 2, argtypes, args, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read crate_sync.mirror");
 	MemoryContextSwitchTo(cxt);
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -1287,8 +1365,28 @@ mirror_load(Oid relid)
 		if (!isnull)
 			spec->source_name = pstrdup(NameStr(*DatumGetName(d)));
 		spec->source_owner = DatumGetObjectId(SPI_getbinval(tup, desc, 19, &isnull));
+		d = SPI_getbinval(tup, desc, 20, &isnull);
+		if (!isnull)
+			spec->definition = DatumGetJsonbPCopy(d);
+		d = SPI_getbinval(tup, desc, 21, &isnull);
+		if (!isnull)
+			spec->relations = mirror_oid_list(DatumGetArrayTypeP(d));
 		specs = lappend(specs, spec);
 	}
 	SPI_finish();
 	return specs;
+}
+
+List *
+mirror_load(Oid relid)
+{
+	return load_specs(relid, 0);
+}
+
+MirrorSpec *
+mirror_load_one(int mirror_id)
+{
+	List	   *specs = load_specs(InvalidOid, mirror_id);
+
+	return specs == NIL ? NULL : linitial(specs);
 }

@@ -22,11 +22,25 @@
 typedef struct MirrorColumn
 {
 	char	   *name;			/* in the source */
-	AttrNumber	attnum;			/* of the mirrored relation itself */
+	AttrNumber	attnum;			/* of the mirrored relation itself; 0: a document's nested one */
 	Oid			typid;
 	int32		typmod;
 	TypeMapping map;
+	struct DocNode *node;		/* or NULL: a column of the relation */
 } MirrorColumn;
+
+/* a column of the target that is none of the relation's: see document/ */
+typedef struct NestedColumn
+{
+	char	   *name;
+	Oid			typid;			/* of what is read */
+	char	   *type;			/* in the target */
+	char	   *storage;
+	CellKind	kind;
+	int			nmembers;
+	TargetColumn *members;
+	struct DocNode *node;
+} NestedColumn;
 
 /* what the user asked for: a row of crate_sync.mirror, or add_table's arguments */
 typedef struct MirrorSpec
@@ -50,6 +64,10 @@ typedef struct MirrorSpec
 	char	   *source_schema;	/* the name it was added by; NULL: not known */
 	char	   *source_name;
 	Oid			source_owner;	/* then */
+	Jsonb	   *definition;		/* of a document; NULL: the relation as it is */
+	List	   *nested;			/* of NestedColumn *: behind the relation's columns */
+	List	   *target_names;	/* of char *: of columns, in the target; NIL: the same */
+	List	   *relations;		/* of Oid: of a stored definition's nodes */
 } MirrorSpec;
 
 /*
@@ -71,6 +89,7 @@ typedef struct MirrorTable
 	Oid			soft_delete_type;
 	char	   *row_filter;
 	List	   *filter_functions;	/* of Oid: users' functions in it */
+	struct Document *doc;		/* or NULL */
 	TargetTable target;
 } MirrorTable;
 
@@ -82,6 +101,12 @@ typedef struct MirrorTable
  * lives in the current memory context.
  */
 extern MirrorTable *mirror_resolve(Relation rel, MirrorSpec *spec);
+
+/* is it a kind of relation whose rows our triggers see, and its owner all of them? */
+extern void mirror_check_relation(Relation rel);
+
+/* a name that is wanted for a column of the target */
+extern void mirror_check_target_column(const char *source, const char *name);
 
 /* the columns that identify a row of rel: primary key, else replica identity,
  * else the smallest unique index on NOT NULL columns; NIL if there is none.
@@ -102,9 +127,13 @@ extern char *mirror_check_filter(Relation rel, const char *filter, bool stored,
  */
 extern bool mirror_input_runs_code(Oid typid);
 
-/* the specs in the catalog, of one relation or (InvalidOid) all: List of
- * MirrorSpec *, in the current memory context */
+/* the specs in the catalog: of one relation that is mirrored as it is, of one
+ * mirror, or (InvalidOid) all: List of MirrorSpec *, in the current memory context */
 extern List *mirror_load(Oid relid);
+extern MirrorSpec *mirror_load_one(int mirror_id);	/* or NULL */
+
+/* the key's columns of a table, List of char * */
+extern List *mirror_key_names(const MirrorTable *table);
 
 /*
  * Is the catalog as this library wants it?  The second one throws if not, with
@@ -119,5 +148,8 @@ extern List *mirror_relids(void);
 
 /* the elements of a name[], as List of char *; NULLs are an error */
 extern List *mirror_name_list(ArrayType *array);
+
+/* the elements of an oid[] */
+extern List *mirror_oid_list(ArrayType *array);
 
 #endif							/* CRATE_SYNC_MIRROR_H */

@@ -698,6 +698,15 @@ encode_array(StringInfo buf, Datum value, CellEncoder *enc)
 		pfree(a);
 }
 
+void
+types_array_encoder(Oid elemtype, CellEncoder *elem, CellEncoder *enc)
+{
+	enc->encode = encode_array;
+	enc->typid = get_array_type(elemtype);
+	enc->elem = elem;
+	get_typlenbyvalalign(elemtype, &enc->elem_len, &enc->elem_byval, &enc->elem_align);
+}
+
 /* ---------------------------------------------------------------------------
  * The table
  * ------------------------------------------------------------------------ */

@@ -25,6 +25,7 @@ struct CellEncoder
 	int16		elem_len;
 	bool		elem_byval;
 	char		elem_align;
+	struct RecordEncoder *record;	/* of a document's nodes */
 };
 
 typedef struct TypeMapping
@@ -50,5 +51,8 @@ extern void types_map(const char *colname, Oid typid, int32 typmod, bool as_key,
  * has pinned them (reader.c).
  */
 extern void types_encoder(Oid typid, int32 typmod, const TypeMapping *map, CellEncoder *enc);
+
+/* the encoder for arrays whose elements, of that type, are written by elem */
+extern void types_array_encoder(Oid elemtype, CellEncoder *elem, CellEncoder *enc);
 
 #endif							/* CRATE_SYNC_TYPES_H */

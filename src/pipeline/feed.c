@@ -11,6 +11,7 @@
 #include "base/point.h"
 #include "base/settings.h"
 #include "catalog/pg_class.h"
+#include "document/document.h"
 #include "pipeline/code.h"
 #include "pipeline/table.h"
 #include "utils/snapmgr.h"
@@ -49,6 +50,18 @@ static MemoryContext held_cxt = NULL;
 
 static MemoryContext unpack_cxt = NULL; /* emptied after each chunk */
 
+/*
+ * A chunk of links may be of several documents, each with a pass of its own: it
+ * is deleted when the last of them is through with it.
+ */
+typedef struct SharedChunk
+{
+	int			refs;			/* passes */
+	int			acking;			/* those in the acknowledgement under way */
+	bool		hold;			/* some document cannot take it now: to be held */
+	bool		release;		/* some has not done with it: to be read again */
+} SharedChunk;
+
 /* its keys stay where they are stored */
 static QueueChunk *
 copy_chunk(const QueueChunk *chunk)
@@ -57,6 +70,7 @@ copy_chunk(const QueueChunk *chunk)
 
 	*copy = *chunk;
 	copy->keys = NULL;
+	copy->shared = NULL;
 	return copy;
 }
 
@@ -87,6 +101,65 @@ feed_held_reset(void)
 		MemoryContextReset(held_cxt);
 }
 
+/* in the transaction of an acknowledgement: before it, and for each chunk of a pass that is done */
+void
+feed_ack_begin(const QueueChunk *chunk)
+{
+	if (chunk->shared != NULL)
+		chunk->shared->acking = 0;
+}
+
+void
+feed_ack(const QueueChunk *chunk)
+{
+	SharedChunk *shared = chunk->shared;
+
+	if (shared == NULL)
+		queue_delete(chunk);
+	else if (++shared->acking < shared->refs)
+		return;					/* others need it still */
+	else if (shared->hold)
+		queue_hold(chunk);
+	else if (!shared->release)
+		queue_delete(chunk);
+}
+
+/* once that is committed */
+void
+feed_acked(const QueueChunk *chunk)
+{
+	SharedChunk *shared = chunk->shared;
+
+	if (shared == NULL || --shared->refs > 0)
+		return;
+	if (shared->release && !shared->hold)
+		queue_release(chunk);
+	pfree(shared);
+}
+
+/* a pass is given up: its chunk is held, or read again */
+void
+feed_give_up(const QueueChunk *chunk, bool hold)
+{
+	SharedChunk *shared = chunk->shared;
+
+	if (shared != NULL)
+	{
+		if (hold)
+			shared->hold = true;
+		else
+			shared->release = true;
+		if (--shared->refs > 0)
+			return;
+		hold = shared->hold;
+		pfree(shared);
+	}
+	if (hold)
+		feed_hold(chunk);
+	else
+		queue_release(chunk);
+}
+
 static bool
 table_takes_chunks(const SyncTable *st)
 {
@@ -102,7 +175,7 @@ has_unread_keys(SyncTable *st)
 	{
 		const Pass *pass = dlist_container(Pass, node, it.cur);
 
-		if (pass->keys != NULL && !pass->fed)
+		if ((pass->keys != NULL || pass->walks != NIL) && !pass->fed)
 			return true;
 	}
 	return false;
@@ -138,8 +211,20 @@ static bool
 hold_filter(Oid relid, void *arg)
 {
 	SyncTable  *st = state_find(relid);
+	bool		any = false;
+	dlist_iter	it;
 
-	return st == NULL || st->gone || st->way == FEED_TAKE;
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *doc = dlist_container(SyncTable, node, it.cur);
+
+		if (!list_member_oid(doc->spec.relations, relid))
+			continue;
+		any = true;
+		if (doc->way == FEED_TAKE)
+			return true;
+	}
+	return st == NULL ? !any : st->gone || st->way == FEED_TAKE;
 }
 
 /* the pass that is being filled for a table in this visit, or NULL */
@@ -166,6 +251,162 @@ put_aside(FeedArg *feed, const QueueChunk *chunk, void (*how) (const QueueChunk 
 	return QUEUE_TAKEN;
 }
 
+/* the document's pass of this visit, which the chunk is one of */
+static Pass *
+pass_with_chunk(SyncTable *st, QueueChunk *chunk, SharedChunk *shared)
+{
+	Pass	   *pass = filling_pass(st);
+	MemoryContext oldcxt;
+	QueueChunk *copy;
+
+	if (pass == NULL)
+	{
+		pass = pass_create(st, PASS_QUEUE);
+		pass->filling = true;
+		pass->keys = keyset_create(pass->cxt, st);
+	}
+	oldcxt = MemoryContextSwitchTo(pass->cxt);
+	copy = copy_chunk(chunk);
+	copy->shared = shared;
+	pass->chunks = lappend(pass->chunks, copy);
+	MemoryContextSwitchTo(oldcxt);
+	if (shared != NULL)
+		shared->refs++;
+	return pass;
+}
+
+/* what a chunk of links says to one document */
+static void
+take_links(SyncTable *st, Pass *pass, const QueueChunk *chunk)
+{
+	DocLink    *link = document_has_link(st->def->doc, chunk->relid, chunk->layout);
+	MemoryContext oldcxt;
+
+	if (chunk->n == KEY_UNKNOWN || link == NULL)
+		load_look_at_all(st, "a changed link was not known");
+	else if (chunk->n == KEY_TRUNCATE && linitial(link->nodes) == st->def->doc->root)
+	{
+		load_want_sweep(st);
+		if (list_length(link->nodes) > 1)
+			load_look_at_all(st, "rows of one of its tables were truncated");
+	}
+	else if (chunk->n == KEY_TRUNCATE)
+		load_look_at_all(st, "rows of one of its tables were truncated");
+	else
+	{
+		bool		ok;
+
+		if (unpack_cxt == NULL)
+			unpack_cxt = AllocSetContextCreate(TopMemoryContext, "crate_sync unpacked keys",
+											   ALLOCSET_DEFAULT_SIZES);
+		oldcxt = MemoryContextSwitchTo(unpack_cxt);
+		ok = walk_take(st, pass, link, chunk);
+		MemoryContextSwitchTo(oldcxt);
+		MemoryContextReset(unpack_cxt);
+		if (!ok)
+		{
+			ereport(LOG,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("crate_sync: queued links of %s.%s cannot be read: it is resynced",
+							st->def->schemaname, st->def->relname)));
+			load_look_at_all(st, "queued links could not be read");
+		}
+	}
+}
+
+/* is the chunk, of links, this document's? */
+static bool
+wants_links(const SyncTable *st, const QueueChunk *chunk)
+{
+	if (!list_member_oid(st->spec.relations, chunk->relid) || st->gone)
+		return false;
+	/* without a definition nobody knows; nor by a layout that cannot be read */
+	return st->def == NULL || chunk->n == KEY_UNKNOWN || document_has_link(st->def->doc, chunk->relid, chunk->layout) != NULL;
+}
+
+/*
+ * A chunk of links.  Each document that wants it and can take it now does; if
+ * some cannot, it is held for it when the others are through, and then the
+ * others get it once more, which is for nothing and does no harm.
+ */
+static QueueAnswer
+take_link_chunk(QueueChunk *chunk, FeedArg *feed)
+{
+	int			nwanting = 0;
+	int			ntaking = 0;
+	SharedChunk *shared = NULL;
+	dlist_iter	it;
+
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		if (!wants_links(st, chunk))
+			continue;
+		nwanting++;
+		if (st->way == FEED_LATER)
+		{
+			st->awaits_room = true;
+			if (st->full_since == 0)
+				st->full_since = GetCurrentTimestamp();
+			return QUEUE_LATER;
+		}
+		if (st->way == FEED_HOLD)
+			continue;
+		if (feed->newest && filling_pass(st) != NULL)
+			return QUEUE_LATER;
+		ntaking++;
+	}
+	if (nwanting == 0)
+	{
+		/* as of a table that is not known */
+		if (!state_reload_saw(chunk->id.xid))
+		{
+			feed->unknown = true;
+			return QUEUE_LATER;
+		}
+		return put_aside(feed, chunk, state_drop_chunk);
+	}
+	if (chunk->table == QUEUE_HOLD && ntaking < nwanting)
+		return QUEUE_LATER;		/* the others had it already */
+	if (ntaking == 0)
+		return put_aside(feed, chunk, feed_hold);
+	if (nwanting > 1)
+	{
+		shared = MemoryContextAllocZero(TopMemoryContext, sizeof(SharedChunk));
+		shared->hold = ntaking < nwanting;
+	}
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		if (wants_links(st, chunk) && st->way == FEED_TAKE)
+			take_links(st, pass_with_chunk(st, chunk, shared), chunk);
+	}
+	feed->taken++;
+	feed->keys += Max(chunk->n, 1);
+	return QUEUE_TAKEN;
+}
+
+/*
+ * A mark among keys.  A session that has had an older library loaded since
+ * before there were documents knows no links, and says of them that it knows
+ * no key.
+ */
+static void
+mark_documents(const QueueChunk *chunk)
+{
+	dlist_iter	it;
+
+	dlist_foreach(it, &sync_tables)
+	{
+		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
+
+		if (st->def != NULL && list_member_oid(st->spec.relations, chunk->relid))
+			load_look_at_all(st, "a changed link was not known");
+	}
+}
+
 static QueueAnswer
 take_chunk(QueueChunk *chunk, void *arg)
 {
@@ -176,6 +417,8 @@ take_chunk(QueueChunk *chunk, void *arg)
 
 	if (feed->keys >= feed->max_keys || worker_unread_bytes >= feed->max_bytes)
 		return QUEUE_STOP;
+	if (queue_chunk_is_link(chunk))
+		return take_link_chunk(chunk, feed);
 
 	if (st == NULL)
 	{
@@ -189,6 +432,8 @@ take_chunk(QueueChunk *chunk, void *arg)
 			feed->unknown = true;
 			return QUEUE_LATER;
 		}
+		if (chunk->n == KEY_UNKNOWN || chunk->n == KEY_TRUNCATE)
+			mark_documents(chunk);
 		return put_aside(feed, chunk, state_drop_chunk);
 	}
 	if (st->gone)
@@ -232,9 +477,17 @@ take_chunk(QueueChunk *chunk, void *arg)
 	feed->keys += Max(chunk->n, 1);
 
 	if (chunk->n == KEY_TRUNCATE)
+	{
 		load_want_sweep(st);
+		if (chunk->layout != st->layout.id)
+			mark_documents(chunk);
+	}
 	else if (chunk->n == KEY_UNKNOWN || chunk->layout != st->layout.id)
+	{
 		load_look_at_all(st, "a changed key was not known");	/* keys of a former layout name nothing */
+		if (chunk->n == KEY_UNKNOWN)
+			mark_documents(chunk);
+	}
 	else
 	{
 		const char *p;
@@ -299,6 +552,8 @@ feed_queue(TimestampTz *next)
 
 		st->way = feed_way(st, alone);
 		st->awaits_room = st->way != FEED_TAKE && queue_may_hold(st->relid);
+		for (int i = 0; st->way != FEED_TAKE && i < list_length(st->spec.relations); i++)
+			st->awaits_room |= queue_may_hold(list_nth_oid(st->spec.relations, i));
 	}
 	cs_point("before queue");
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -351,13 +606,22 @@ feed_rows(SyncTable *st)
 	{
 		Pass	   *pass = dlist_container(Pass, node, it.cur);
 
-		if (pass->keys == NULL || pass->fed)
+		if ((pass->keys == NULL && pass->walks == NIL) || pass->fed)
 			continue;
 		if (!worker_may_feed(st))
 			break;
 		any = true;
-		cs_point("before read");
-		reader_feed_keys(st, pass);
+		if (pass->walks != NIL && !pass->reading)
+			walk_step(st, pass);
+		if (st->in_error)
+			break;
+		/* what the walks have found so far waits for more, unless that is long in coming */
+		if (pass->walks == NIL || keyset_nopen(pass->keys) > 0)
+		{
+			pass->reading = true;
+			cs_point("before read");
+			reader_feed_keys(st, pass);
+		}
 		if (st->in_error)
 			break;				/* its passes are gone */
 		if (!pass->fed)

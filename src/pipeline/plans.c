@@ -19,6 +19,7 @@
 #include "catalog/partition.h"
 #include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
+#include "document/document.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
 #include "parser/parsetree.h"
@@ -43,6 +44,7 @@ typedef struct ReadPlan
 	Oid			relid;
 	char	   *nspname;
 	char	   *relname;
+	char	   *names;			/* of a document's relations, or NULL */
 } ReadPlan;
 
 struct ReadPlans
@@ -50,6 +52,8 @@ struct ReadPlans
 	ReadPlan	by_key[KEY_PLANS];
 	ReadPlan	leaf;			/* rows of one leaf */
 	ReadPlan	leaf_keys;
+	int			nwalks;			/* two for each node of a document: of all roots, of a leaf's */
+	ReadPlan   *walks;
 };
 
 typedef SPIPlanPtr (*PlanMaker) (SyncTable *st, const char *from, int kind);
@@ -63,6 +67,8 @@ forget_plan(ReadPlan *rp)
 		pfree(rp->nspname);
 	if (rp->relname != NULL)
 		pfree(rp->relname);
+	if (rp->names != NULL)
+		pfree(rp->names);
 	memset(rp, 0, sizeof(ReadPlan));
 }
 
@@ -83,6 +89,12 @@ plans_forget(SyncTable *st)
 	for (int i = 0; i < KEY_PLANS; i++)
 		forget_plan(&st->plans->by_key[i]);
 	plans_forget_leaf(st);
+	for (int i = 0; i < st->plans->nwalks; i++)
+		forget_plan(&st->plans->walks[i]);
+	if (st->plans->walks != NULL)
+		pfree(st->plans->walks);
+	st->plans->walks = NULL;
+	st->plans->nwalks = 0;
 }
 
 static ReadPlans *
@@ -133,6 +145,16 @@ append_conditions(StringInfo sql, SyncTable *st)
 	}
 }
 
+/* a column, of the row that is read */
+static void
+append_column(StringInfo sql, const MirrorColumn *col)
+{
+	if (col->node != NULL)
+		document_append_column(sql, col->node, "\"crate_sync t\"");
+	else
+		appendStringInfo(sql, "\"crate_sync t\".%s", quote_identifier(col->name));
+}
+
 static SPIPlanPtr
 prepare_kept(const char *sql, int nargs, Oid *argtypes)
 {
@@ -171,8 +193,9 @@ make_key_plan(SyncTable *st, const char *from, int kind)
 			is_key |= def->keys[k] == i;
 		if ((kind & KEY_PLAN_EXISTS) && !is_key)
 			continue;
-		appendStringInfo(&sql, "%s\"crate_sync t\".%s", first ? "" : ", ",
-						 quote_identifier(def->columns[i].name));
+		if (!first)
+			appendStringInfoString(&sql, ", ");
+		append_column(&sql, &def->columns[i]);
 		first = false;
 	}
 	appendStringInfo(&sql, " FROM %s AS \"crate_sync t\" WHERE ", from);
@@ -231,9 +254,13 @@ make_leaf_plan(SyncTable *st, const char *from, int kind)
 	else
 	{
 		for (int i = 0; i < def->ncols; i++)
-			appendStringInfo(&sql, "%s, ", quote_identifier(def->columns[i].name));
+		{
+			append_column(&sql, &def->columns[i]);
+			appendStringInfoString(&sql, ", ");
+		}
 	}
-	appendStringInfo(&sql, "ctid FROM ONLY %s WHERE ctid > $1 AND ctid < $2", from);
+	appendStringInfo(&sql, "\"crate_sync t\".ctid FROM ONLY %s AS \"crate_sync t\" WHERE \"crate_sync t\".ctid > $1 AND \"crate_sync t\".ctid < $2",
+					 from);
 	if (!(kind & KEY_PLAN_EXISTS))
 	{
 		append_conditions(&sql, st);
@@ -242,6 +269,27 @@ make_leaf_plan(SyncTable *st, const char *from, int kind)
 			appendStringInfo(&sql, " AND (%s)", st->spec.resync_filter);
 	}
 	return prepare_kept(sql.data, 2, argtypes);
+}
+
+/* root keys by link values; kind: twice the node's number, and one for those of a leaf */
+static SPIPlanPtr
+make_walk_plan(SyncTable *st, const char *from, int kind)
+{
+	const DocNode *node = st->def->doc->nodes[kind / 2];
+	int			n = list_length(node->up);
+	StringInfoData sql;
+	Oid			argtypes[INDEX_MAX_KEYS + 2];
+	ListCell   *lc;
+
+	initStringInfo(&sql);
+	foreach(lc, node->up)
+		argtypes[foreach_current_index(lc)] =
+			get_array_type(getBaseType(get_atttype(node->relid, get_attnum(node->relid, lfirst(lc)))));
+	argtypes[n] = argtypes[n + 1] = TIDOID;
+	document_append_walk(&sql, node, kind & 1 ? psprintf("ONLY %s", from) : from,
+						 kind & 1 ? psprintf("\"crate_sync t\".ctid > $%d AND \"crate_sync t\".ctid < $%d", n + 1, n + 2) : NULL,
+						 mirror_key_names(st->def));
+	return prepare_kept(sql.data, kind & 1 ? n + 2 : n, argtypes);
 }
 
 /* ---------------------------------------------------------------------
@@ -256,6 +304,45 @@ not_now(Oid relid)
 			 errmsg("relation %u is being renamed or dropped", relid)));
 }
 
+static bool
+is_partition_of(Oid relid, List *roots)
+{
+	ListCell   *lc;
+
+	if (!get_rel_relispartition(relid))
+		return false;
+	foreach(lc, get_partition_ancestors(relid))
+	{
+		if (list_member_oid(roots, lfirst_oid(lc)))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Of a document, too: every relation that the plan reads is one of its own, or
+ * a partition of one, and they are called as they were when it was written.
+ */
+static bool
+reads_document(SyncTable *st, const ReadPlan *rp, PlannedStmt *stmt)
+{
+	Document   *doc = st->def->doc;
+	char	   *names = document_names(doc);
+	ListCell   *lc;
+
+	if (names == NULL || strcmp(names, rp->names) != 0)
+		return false;
+	foreach(lc, stmt->rtable)
+	{
+		RangeTblEntry *rte = lfirst(lc);
+
+		if (rte->rtekind == RTE_RELATION && !list_member_oid(doc->relids, rte->relid) &&
+			!is_partition_of(rte->relid, doc->relids))
+			return false;
+	}
+	return true;
+}
+
 /*
  * A plan of the relation with that OID, its locks taken, to be released.  The
  * relation in FROM is the first of the range table, whatever became of the
@@ -268,17 +355,19 @@ get_plan(SyncTable *st, ReadPlan *rp, Oid relid, PlanMaker make, int kind)
 	{
 		char	   *relname = get_rel_name(relid);
 		char	   *nspname = relname ? get_namespace_name(get_rel_namespace(relid)) : NULL;
+		char	   *names = st->def->doc ? document_names(st->def->doc) : "";
 		CachedPlan *cplan;
 
-		if (nspname == NULL)
+		if (nspname == NULL || names == NULL)
 			break;
-		if (rp->spi == NULL || rp->relid != relid ||
+		if (rp->spi == NULL || rp->relid != relid || strcmp(rp->names, names) != 0 ||
 			strcmp(rp->relname, relname) != 0 || strcmp(rp->nspname, nspname) != 0)
 		{
 			forget_plan(rp);
 			rp->spi = make(st, quote_qualified_identifier(nspname, relname), kind);
 			rp->relid = relid;
 			rp->relname = MemoryContextStrdup(st->cxt, relname);
+			rp->names = MemoryContextStrdup(st->cxt, names);
 			rp->nspname = MemoryContextStrdup(st->cxt, nspname);
 		}
 		cplan = SPI_plan_get_cached_plan(rp->spi);
@@ -287,7 +376,8 @@ get_plan(SyncTable *st, ReadPlan *rp, Oid relid, PlanMaker make, int kind)
 			PlannedStmt *stmt = linitial_node(PlannedStmt, cplan->stmt_list);
 
 			if (stmt->rtable != NIL && rt_fetch(1, stmt->rtable)->rtekind == RTE_RELATION &&
-				rt_fetch(1, stmt->rtable)->relid == relid)
+				rt_fetch(1, stmt->rtable)->relid == relid &&
+				(st->def->doc == NULL || reads_document(st, rp, stmt)))
 				return cplan;
 		}
 		/* the name was another's when it was looked up */
@@ -307,7 +397,7 @@ check_types(SyncTable *st, TupleDesc desc, PlanMaker make, int kind)
 	int			n = 0;
 	bool		same = true;
 
-	if ((kind & KEY_PLAN_EXISTS) && make == make_leaf_plan)
+	if (make == make_walk_plan || ((kind & KEY_PLAN_EXISTS) && make == make_leaf_plan))
 	{
 		/* in the key's order */
 		for (; n < def->nkeys; n++)
@@ -387,4 +477,49 @@ plans_read_leaf(SyncTable *st, Oid leaf, bool keys_only, DestReceiver *dest,
 	run_plan(st, keys_only ? &plans->leaf_keys : &plans->leaf, leaf, make_leaf_plan,
 			 keys_only ? KEY_PLAN_EXISTS : 0, dest, 2, types, values);
 	return true;
+}
+
+void
+plans_walk(SyncTable *st, const DocNode *node, DestReceiver *dest, Datum *const *values, int nvalues,
+		   Oid leaf, ItemPointer from, ItemPointer to)
+{
+	ReadPlans  *plans = plans_of(st);
+	int			n = list_length(node->up);
+	bool		indexed = document_has_index(node->parent->relid, node->down);
+	int			kind = node->no * 2 + (OidIsValid(leaf) ? 1 : 0);
+	int			level = 0;
+	Datum		params[INDEX_MAX_KEYS + 2];
+	Oid			types[INDEX_MAX_KEYS + 2];
+
+	if (plans->walks == NULL)
+	{
+		plans->walks = MemoryContextAllocZero(st->cxt, sizeof(ReadPlan) * 2 * st->def->doc->nnodes);
+		plans->nwalks = 2 * st->def->doc->nnodes;
+	}
+	for (int i = 0; i < n; i++)
+	{
+		Oid			typid = getBaseType(get_atttype(node->relid, get_attnum(node->relid, list_nth(node->up, i))));
+		int16		len;
+		bool		byval;
+		char		align;
+
+		get_typlenbyvalalign(typid, &len, &byval, &align);
+		types[i] = get_array_type(typid);
+		params[i] = PointerGetDatum(construct_array(values[i], nvalues, typid, len, byval, align));
+	}
+	types[n] = types[n + 1] = TIDOID;
+	params[n] = PointerGetDatum(from);
+	params[n + 1] = PointerGetDatum(to);
+
+	/* without an index each row of the parent would be compared with each value */
+	if (!indexed)
+	{
+		level = NewGUCNestLevel();
+		(void) set_config_option("enable_hashjoin", "on", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	}
+	run_plan(st, &plans->walks[kind], OidIsValid(leaf) ? leaf : st->relid, make_walk_plan, kind, dest,
+			 OidIsValid(leaf) ? n + 2 : n, types, params);
+	if (!indexed)
+		AtEOXact_GUC(true, level);
 }

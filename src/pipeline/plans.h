@@ -13,6 +13,7 @@
 
 typedef struct SyncTable SyncTable;
 typedef struct ReadPlans ReadPlans;
+struct DocNode;
 
 /* queries for keys: how they say which, and what they give */
 #define KEY_PLAN_RANGE	1		/* between two numbers; else by arrays of values */
@@ -37,6 +38,14 @@ extern void plans_read_keys(SyncTable *st, int kind, DestReceiver *dest,
  */
 extern bool plans_read_leaf(SyncTable *st, Oid leaf, bool keys_only, DestReceiver *dest,
 							ItemPointer from, ItemPointer to);
+
+/*
+ * Root keys of a document, in the key's order, by values of a node's link:
+ * values[i] are nvalues of its i-th column.  With leaf: roots of that one,
+ * between two places (both excluded).
+ */
+extern void plans_walk(SyncTable *st, const struct DocNode *node, DestReceiver *dest, Datum *const *values,
+					   int nvalues, Oid leaf, ItemPointer from, ItemPointer to);
 
 /* is the leaf, which is locked, the table or in its tree? */
 extern bool plans_leaf_belongs(const SyncTable *st, Oid leaf);

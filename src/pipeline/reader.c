@@ -29,6 +29,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
+#include "document/document.h"
 #include "executor/executor.h"
 #include "mb/pg_wchar.h"
 #include "pipeline/code.h"
@@ -484,8 +485,13 @@ reader_setup(SyncTable *st)
 	plans_forget(st);
 	st->encoders = palloc0(sizeof(CellEncoder) * def->ncols);
 	for (int i = 0; i < def->ncols; i++)
-		types_encoder(def->columns[i].typid, def->columns[i].typmod,
-					  &def->columns[i].map, &st->encoders[i]);
+	{
+		if (def->columns[i].node != NULL)
+			document_encoder(def->columns[i].node, &st->encoders[i]);
+		else
+			types_encoder(def->columns[i].typid, def->columns[i].typmod,
+						  &def->columns[i].map, &st->encoders[i]);
+	}
 	for (int k = 0; k < def->nkeys; k++)
 		names[k] = def->columns[def->keys[k]].name;
 	rel = relation_open(st->relid, AccessShareLock);
@@ -788,6 +794,8 @@ lock_definition(SyncTable *st, Oid leaf)
 	ListCell   *lc;
 
 	lock_for_read(st->relid);
+	for (int i = 0; st->def->doc != NULL && i < list_length(st->def->doc->relids); i++)
+		lock_for_read(list_nth_oid(st->def->doc->relids, i));
 	if (OidIsValid(leaf))
 		lock_for_read(leaf);
 	else
@@ -874,7 +882,8 @@ read_keys(SyncTable *st, RowReceiver *r, void *arg)
 	Datum		params[INDEX_MAX_KEYS + 1];
 	Oid			types[INDEX_MAX_KEYS + 1];
 
-	if (keyset_asked_range(ks, params))
+	/* a document between those that are asked for costs as much as one of them */
+	if (st->def->doc == NULL && keyset_asked_range(ks, params))
 	{
 		/* walking the index is cheaper than to descend for each */
 		kind |= KEY_PLAN_RANGE;
@@ -1070,7 +1079,9 @@ reader_feed_keys(SyncTable *st, Pass *pass)
 		/* the pass may wait long for its answers: not with all this */
 		keyset_free(ks);
 		pass->keys = NULL;
-		pass->fed = true;
+		pass->reading = false;
+		pass->read_no = 0;		/* what more the walks find may be some of these again */
+		pass->fed = pass->walks == NIL;
 		pass_settle(st, pass, 0);
 	}
 }
@@ -1234,7 +1245,8 @@ read_range(SyncTable *st, RowReceiver *r, void *arg)
 
 		GetUserIdAndSecContext(&userid, &sec_context);
 		SetUserIdAndSecContext(rel->rd_rel->relowner, sec_context);
-		range->keys_only |= st->def->row_filter != NULL || st->spec.resync_filter != NULL;
+		range->keys_only |= st->def->row_filter != NULL || st->spec.resync_filter != NULL ||
+			st->def->doc != NULL;
 	}
 	range->nblocks = RelationGetNumberOfBlocks(rel);
 	if (st->feed_filenode != InvalidOid &&
@@ -1417,6 +1429,92 @@ reader_feed_range(SyncTable *st)
 	}
 	pass->fed = pass->keys == NULL || keyset_nopen(pass->keys) == 0;
 	pass_settle(st, pass, 0);
+}
+
+/* ---------------------------------------------------------------------
+ * From links up to roots
+ * ------------------------------------------------------------------- */
+
+static bool
+receive_root(TupleTableSlot *slot, DestReceiver *self)
+{
+	RowReceiver *r = (RowReceiver *) self;
+
+	if (r->n >= r->max_rows)
+	{
+		r->stopped = true;
+		return false;
+	}
+	return receive_key(slot, self);
+}
+
+static void
+walk_up(SyncTable *st, RowReceiver *r, void *arg)
+{
+	RootsAsked *asked = arg;
+	Relation	rel;
+	Oid			owner;
+	ItemPointerData from;
+	ItemPointerData to;
+
+	r->pub.receiveSlot = receive_root;
+	if (!OidIsValid(asked->leaf))
+	{
+		plans_walk(st, asked->node, &r->pub, asked->values, asked->nvalues, InvalidOid, NULL, NULL);
+		return;
+	}
+
+	rel = try_relation_open(asked->leaf, AccessShareLock);
+	asked->nblocks = 0;
+	if (rel == NULL)
+		return;
+	owner = rel->rd_rel->relowner;
+	if (asked->filenode != InvalidOid && asked->filenode != CS_RELFILENUMBER(rel))
+		asked->from = 0;		/* rewritten since: places mean nothing any more */
+	asked->filenode = CS_RELFILENUMBER(rel);
+	asked->nblocks = RelationGetNumberOfBlocks(rel);
+	relation_close(rel, NoLock);
+	if (asked->from >= asked->nblocks || !plans_leaf_belongs(st, asked->leaf))
+		return;
+	ItemPointerSet(&from, asked->from, 0);
+	ItemPointerSet(&to, Min(asked->nblocks - asked->from, asked->blocks) + asked->from, 0);
+	if (owner == st->def->owner)
+		plans_walk(st, asked->node, &r->pub, asked->values, asked->nvalues, asked->leaf, &from, &to);
+	else
+	{
+		/* who may read the leaf may not read the other tables: all of its keys, then */
+		Oid			userid;
+		int			sec_context;
+
+		GetUserIdAndSecContext(&userid, &sec_context);
+		SetUserIdAndSecContext(owner, sec_context);
+		(void) plans_read_leaf(st, asked->leaf, true, &r->pub, &from, &to);
+		SetUserIdAndSecContext(userid, sec_context);
+	}
+	asked->from += Min(asked->nblocks - asked->from, asked->blocks);
+}
+
+bool
+reader_walk(SyncTable *st, RootsAsked *asked, KeySet *ks, int limit)
+{
+	RowReceiver *r = receiver_for(st, NULL, ks);
+	ErrorData  *error;
+
+	r->max_rows = limit;
+	error = read_transaction(st, asked->leaf, r, walk_up, asked);
+	asked->more = r->stopped;
+	if (error == NULL)
+		return true;
+	if (read_locked_out(st, error))
+		FreeErrorData(error);
+	else if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+	{
+		if (!read_timed_out(st, error, false))
+			FreeErrorData(error);
+	}
+	else
+		read_trouble(st, error);
+	return false;
 }
 
 /* ---------------------------------------------------------------------

@@ -51,7 +51,9 @@ typedef struct Pass
 	bool		applied;		/* by the acknowledgement under way */
 
 	List	   *chunks;			/* PASS_QUEUE: of QueueChunk * */
+	List	   *walks;			/* links still to be walked up, of walk.c */
 	KeySet	   *keys;			/* keys still to be read, or NULL */
+	bool		reading;		/* they are asked for: there come no more */
 	uint64		read_no;		/* of keys: see lane_begin_read() */
 
 	/* PASS_LOAD: where the next piece begins */
@@ -389,6 +391,33 @@ extern bool reader_key_cells(SyncTable *st, const Datum *values, StringInfo buf)
 extern Datum reader_cells_to_jsonb(SyncTable *st, const char *target_key);
 extern char *reader_pack_cells(SyncTable *st, const char *target_key, int *len);
 
+/* which of a document's roots are asked for: those that these values of a node's link belong to */
+typedef struct RootsAsked
+{
+	const struct DocNode *node;
+	Datum	   *values[INDEX_MAX_KEYS];	/* a column each */
+	int			nvalues;
+	bool		more;			/* out: there are more than the limit */
+	/* of one leaf's blocks alone, moved on to those behind */
+	Oid			leaf;			/* InvalidOid: of all */
+	Oid			filenode;		/* InvalidOid: of whatever storage it has */
+	BlockNumber from;
+	BlockNumber blocks;
+	BlockNumber nblocks;		/* out: of the leaf */
+} RootsAsked;
+
+/* their keys, into the set; false: not now, or the table is in trouble */
+extern bool reader_walk(SyncTable *st, RootsAsked *asked, KeySet *ks, int limit);
+
+/* ---- walk.c ---- */
+
+/* what a chunk of a document's links says, into the pass; false: it cannot be read */
+struct DocLink;
+extern bool walk_take(SyncTable *st, Pass *pass, const struct DocLink *link, const QueueChunk *chunk);
+
+/* some steps up: root keys into pass->keys, until they are enough to be read or there are no more walks */
+extern void walk_step(SyncTable *st, Pass *pass);
+
 /* ---- keyset.c ---- */
 extern Size worker_unread_bytes;	/* in all sets of keys */
 
@@ -423,6 +452,11 @@ extern bool feed_queue(TimestampTz *next);
 extern bool feed_awaited(void);	/* it should be looked at again */
 extern bool feed_rows(SyncTable *st);
 extern void feed_hold(const QueueChunk *chunk); /* to the hold table, at the next state_ack */
+/* in state_ack, for chunks of passes that are done; and of those that are given up */
+extern void feed_ack_begin(const QueueChunk *chunk);
+extern void feed_ack(const QueueChunk *chunk);
+extern void feed_acked(const QueueChunk *chunk);
+extern void feed_give_up(const QueueChunk *chunk, bool hold);
 extern List *feed_held(void);
 extern void feed_held_reset(void);
 

@@ -47,6 +47,7 @@ typedef struct KeyColumn
 typedef struct KeyLayout
 {
 	int32		id;
+	bool		link;			/* no key, but what links rows to others: see document.h */
 	int			ncols;
 	KeyColumn	cols[INDEX_MAX_KEYS];
 } KeyLayout;

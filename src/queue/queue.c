@@ -214,7 +214,7 @@ insert_tuple(Relation queue, Datum *values)
 }
 
 void
-queue_insert(Relation queue, Oid relid, int32 layout, int n, const char *keys, int len)
+queue_insert(Relation queue, Oid relid, bool link, int32 layout, int n, const char *keys, int len)
 {
 	Datum		values[Q_NATTS];
 	bytea	   *packed = palloc(VARHDRSZ + len);
@@ -232,7 +232,7 @@ queue_insert(Relation queue, Oid relid, int32 layout, int n, const char *keys, i
 	values[Q_XID] = FullTransactionIdGetDatum(GetTopFullTransactionId());
 	values[Q_QUEUED_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
 	values[Q_RELID] = ObjectIdGetDatum(relid);
-	values[Q_SEQ] = Int32GetDatum(chunk_seq++);
+	values[Q_SEQ] = Int32GetDatum((chunk_seq++ & PG_INT32_MAX) | (link ? PG_INT32_MIN : 0));
 	values[Q_LAYOUT] = Int32GetDatum(layout);
 	values[Q_N] = Int32GetDatum(n);
 	values[Q_KEYS] = PointerGetDatum(packed);
@@ -256,25 +256,25 @@ queue_insert(Relation queue, Oid relid, int32 layout, int n, const char *keys, i
 }
 
 void
-queue_put_key(Oid relid, int32 layout, const char *packed, int packed_len)
+queue_put_key(Oid relid, bool link, int32 layout, const char *packed, int packed_len)
 {
 	const char *keys;
 	int			len;
 	int			n = key_chunk(packed, packed_len, &keys, &len);
 
-	queue_put(relid, layout, keys, len, n);
+	queue_put(relid, link, layout, keys, len, n);
 	if (n == KEY_LONG)
 		pfree(unconstify(char *, keys));
 }
 
 void
-queue_put(Oid relid, int32 layout, const char *keys, int len, int n)
+queue_put(Oid relid, bool link, int32 layout, const char *keys, int len, int n)
 {
 	Relation	queue = queue_open_for_write();
 
 	if (queue == NULL)
 		return;
-	queue_insert(queue, relid, layout, n, keys, len);
+	queue_insert(queue, relid, link, layout, n, keys, len);
 	table_close(queue, NoLock);
 }
 
@@ -809,7 +809,7 @@ delete_of_relation(Relation rel, QueueChunk *chunk, void *arg)
 {
 	TM_FailureData tmfd;
 
-	if (chunk->relid == *(Oid *) arg &&
+	if (chunk->relid == *(Oid *) arg && !queue_chunk_is_link(chunk) &&
 		hash_search(taken, &chunk->id, HASH_FIND, NULL) == NULL)
 		heap_delete(rel, &chunk->tid, GetCurrentCommandId(true), InvalidSnapshot,
 					false, &tmfd, false);
@@ -826,12 +826,21 @@ queue_delete_relation(Oid relid)
 	}
 }
 
+static bool
+is_of(const QueueChunk *chunk, const QueueOf *of)
+{
+	bool		link = queue_chunk_is_link(chunk);
+	int			n = link ? of->nlinks : of->nkeys;
+
+	return n > 0 && bsearch(&chunk->relid, link ? of->links : of->keys, n, sizeof(Oid), oid_cmp) != NULL;
+}
+
 /*
  * What sessions see of the queue is how it is now, not a snapshot of theirs: one of
  * a SERIALIZABLE transaction would leave predicate locks, for which writers fail.
  */
 bool
-queue_has_before(FullTransactionId xid, Oid relid, const Oid *but, int nbut,
+queue_has_before(FullTransactionId xid, const QueueOf *of, const QueueOf *but,
 				 QueuePlace *place)
 {
 	/* chunks move to the hold table only, which is the last one, and nowhere else */
@@ -863,12 +872,12 @@ queue_has_before(FullTransactionId xid, Oid relid, const Oid *but, int nbut,
 				CHECK_FOR_INTERRUPTS();
 				chunk_from_slot(slot, place->table, &chunk);
 				found = FullTransactionIdPrecedes(chunk.id.xid, xid) &&
-					(!OidIsValid(relid) || chunk.relid == relid) &&
-					(nbut == 0 || bsearch(&chunk.relid, but, nbut, sizeof(Oid), oid_cmp) == NULL);
+					(of == NULL || is_of(&chunk, of)) && (but == NULL || !is_of(&chunk, but));
 				if (found)
 				{
 					place->block = ItemPointerGetBlockNumber(&chunk.tid);
 					place->relid = chunk.relid;
+					place->link = queue_chunk_is_link(&chunk);
 				}
 			}
 			ExecDropSingleTupleTableSlot(slot);

@@ -23,7 +23,7 @@
 typedef struct ChunkId
 {
 	FullTransactionId xid;		/* of the topmost transaction that wrote it */
-	int32		seq;
+	int32		seq;			/* negative: its keys are values of a link */
 	int32		unused;			/* 0: the struct is hashed as bytes */
 } ChunkId;
 
@@ -38,7 +38,15 @@ typedef struct QueueChunk
 	TimestampTz queued_at;
 	const char *keys;			/* while it is shown, else NULL */
 	int			len;
+	struct SharedChunk *shared;	/* with others, see feed.c; or NULL */
 } QueueChunk;
+
+/* links of documents' tables, and not keys of a table? */
+static inline bool
+queue_chunk_is_link(const QueueChunk *chunk)
+{
+	return chunk->id.seq < 0;
+}
 
 /* ---- writers ---- */
 
@@ -50,16 +58,16 @@ extern void queue_forget_relid(Oid relid);
  * if there is no queue.
  */
 extern Relation queue_open_for_write(void);
-extern void queue_insert(Relation queue, Oid relid, int32 layout, int n, const char *keys, int len);
+extern void queue_insert(Relation queue, Oid relid, bool link, int32 layout, int n, const char *keys, int len);
 
 /*
  * Queues n keys that are packed already, in this transaction.  One call makes
  * one chunk: len is at most KEY_CHUNK_BYTES.
  */
-extern void queue_put(Oid relid, int32 layout, const char *keys, int len, int n);
+extern void queue_put(Oid relid, bool link, int32 layout, const char *keys, int len, int n);
 
 /* the same with one key that was packed alone, however long it is */
-extern void queue_put_key(Oid relid, int32 layout, const char *packed, int packed_len);
+extern void queue_put_key(Oid relid, bool link, int32 layout, const char *packed, int packed_len);
 
 /* has this transaction written chunks?  Until it is told that it has ended. */
 extern bool queue_wrote(void);
@@ -113,7 +121,7 @@ extern void queue_release(const QueueChunk *chunk);
 /* to be called after the transaction of queue_delete and queue_hold ended */
 extern void queue_end_xact(bool committed);
 
-/* removes all chunks of a relation, those not handed out */
+/* removes all chunks of keys of a relation, those not handed out */
 extern void queue_delete_relation(Oid relid);
 
 /*
@@ -129,15 +137,25 @@ typedef struct QueuePlace
 	Oid			filenode;
 	BlockNumber block;
 	Oid			relid;			/* of the chunk found */
+	bool		link;			/* and whether it is one of links */
 } QueuePlace;
 
+/* some relations' chunks: of keys, and of links; both sorted */
+typedef struct QueueOf
+{
+	Oid		   *keys;
+	int			nkeys;
+	Oid		   *links;
+	int			nlinks;
+} QueueOf;
+
 /*
- * Is there a committed chunk written before xid, of relid (InvalidOid: any), and
- * of none of the relations in but, which are sorted?
+ * Is there a committed chunk written before xid, one of those (NULL: of any) and
+ * none of but (NULL)?
  * Looks on from *place: there are none before it that were committed when the
  * first look began.
  */
-extern bool queue_has_before(FullTransactionId xid, Oid relid, const Oid *but, int nbut,
+extern bool queue_has_before(FullTransactionId xid, const QueueOf *of, const QueueOf *but,
 							 QueuePlace *place);
 
 /*

@@ -36,6 +36,8 @@ typedef struct TargetColumn
 	char	   *storage;		/* what follows the type in DDL, or NULL */
 	CellKind	kind;
 	bool		key;
+	int			nmembers;		/* of an object, or of those in an array, that is strict */
+	struct TargetColumn *members;
 } TargetColumn;
 
 typedef struct TargetTable

@@ -23,6 +23,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
+#include "document/document.h"
 #include "executor/spi.h"
 #include "functions/tables.h"
 #include "jobs/verify.h"
@@ -121,10 +122,7 @@ drop_work(SyncTable *st, bool hold)
 
 		foreach(lc, pass->chunks)
 		{
-			if (hold)
-				feed_hold(lfirst(lc));
-			else
-				queue_release(lfirst(lc));
+			feed_give_up(lfirst(lc), hold);
 		}
 		pass_free(pass);
 	}
@@ -144,6 +142,7 @@ state_drop_chunk(const QueueChunk *chunk)
 	copy = palloc(sizeof(QueueChunk));
 	*copy = *chunk;
 	copy->keys = NULL;
+	copy->shared = NULL;
 	dropped_chunks = lappend(dropped_chunks, copy);
 	MemoryContextSwitchTo(oldcxt);
 }
@@ -275,7 +274,7 @@ state_find(Oid relid)
 	{
 		SyncTable  *st = dlist_container(SyncTable, node, it.cur);
 
-		if (st->relid == relid)
+		if (st->relid == relid && st->spec.relations == NIL)
 			return st;
 	}
 	return NULL;
@@ -389,6 +388,13 @@ create_table(const MirrorSpec *spec)
 	st->cxt = cxt;
 	st->relid = spec->relid;
 	st->spec.mirror_id = spec->mirror_id;
+	if (spec->relations != NIL)
+	{
+		MemoryContext oldcxt = MemoryContextSwitchTo(cxt);
+
+		st->spec.relations = list_copy(spec->relations);
+		MemoryContextSwitchTo(oldcxt);
+	}
 	st->stale = true;
 	st->unrefreshed = true;
 	st->batch_rows = cs_batch_rows;
@@ -478,7 +484,7 @@ static const char shape_query[] =
 "labels AS (SELECT e.oid::pg_catalog.text || e.enumlabel::pg_catalog.text AS x, pg_catalog.row_number() OVER (ORDER BY e.oid) AS n "
 "  FROM types JOIN pg_catalog.pg_enum e ON e.enumtypid = types.oid), "
 "ours AS (SELECT g.tgrelid, g.tgname, g.tgenabled, g.xmin FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid "
-"  WHERE g.tgfoid = $3 AND g.tgname IN ('" CS_TRIGGER "', '" CS_TRUNCATE_TRIGGER "')), "
+"  WHERE g.tgfoid = $3 AND (g.tgname = ANY ($5) OR g.tgname = ANY ($6))), "
 "parts (x) AS ("
 "  SELECT 'a' || a.attnum || ' ' || a.attname::pg_catalog.text || ' ' || a.atttypid || ' ' || a.atttypmod || ' ' || a.attgenerated::pg_catalog.text || ' ' || "
 "    coalesce((SELECT pg_catalog.md5(d.adbin::pg_catalog.text) FROM pg_catalog.pg_attrdef d "
@@ -501,8 +507,10 @@ static const char shape_query[] =
 "    (SELECT coalesce(pg_catalog.md5(pg_catalog.string_agg(x, '|' ORDER BY n)), '-') FROM labels)), "
 "  (SELECT coalesce(pg_catalog.md5(pg_catalog.string_agg(x, '|' ORDER BY n)), '-') FROM labels WHERE n <= $2), "
 "  (SELECT pg_catalog.bool_or(relpersistence = 'u') FROM leaves), "
-"  (SELECT pg_catalog.count(*) FROM ours WHERE tgenabled = 'A') = 2 * (SELECT pg_catalog.count(*) FROM tree), "
-"  (SELECT pg_catalog.count(*) FROM ours WHERE tgenabled IN ('A', 'O') AND tgname = '" CS_TRIGGER "') = (SELECT pg_catalog.count(*) FROM tree), "
+"  (SELECT pg_catalog.count(*) FROM ours WHERE tgenabled = 'A') = "
+"    pg_catalog.cardinality($5 || $6) * (SELECT pg_catalog.count(*) FROM tree), "
+"  (SELECT pg_catalog.count(*) FROM ours WHERE tgenabled IN ('A', 'O') AND tgname = ANY ($5)) = "
+"    pg_catalog.cardinality($5) * (SELECT pg_catalog.count(*) FROM tree), "
 "  ARRAY(SELECT y.typrelid FROM types JOIN pg_catalog.pg_type y ON y.oid = types.oid WHERE y.typtype = 'c'), "
 "  EXISTS (SELECT FROM types WHERE oid >= 16384) OR EXISTS (SELECT FROM cols WHERE attcollation >= 16384)";
 
@@ -569,14 +577,29 @@ shape_bool(int col)
 	return !isnull && DatumGetBool(value);
 }
 
-/* looks at the catalog; the result is in the caller's context */
+static Datum
+name_array(List *names)
+{
+	Datum	   *elems = palloc(sizeof(Datum) * (list_length(names) + 1));
+	ListCell   *lc;
+
+	foreach(lc, names)
+		elems[foreach_current_index(lc)] = DirectFunctionCall1(namein, CStringGetDatum(lfirst(lc)));
+	return PointerGetDatum(construct_array(elems, list_length(names), NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
+}
+
+/*
+ * Looks at the catalog, of a relation with these triggers; the result is in the
+ * caller's context.
+ */
 static void
-table_shape(SyncTable *st, const MirrorTable *def, Shape *shape)
+relation_shape(SyncTable *st, Oid relid, const MirrorTable *def, List *triggers, List *truncate_triggers,
+			   Shape *shape)
 {
 	static SPIPlanPtr plan = NULL;
 	MemoryContext cxt = CurrentMemoryContext;
-	Oid			types[4] = {OIDOID, INT8OID, OIDOID, OIDARRAYOID};
-	Datum		values[4];
+	Oid			types[6] = {OIDOID, INT8OID, OIDOID, OIDARRAYOID, NAMEARRAYOID, NAMEARRAYOID};
+	Datum		values[6];
 	Datum	   *elems;
 	int			nelems;
 	int			n = 0;
@@ -587,10 +610,12 @@ table_shape(SyncTable *st, const MirrorTable *def, Shape *shape)
 	elems = palloc(sizeof(Datum) * (list_length(def->filter_functions) + 1));
 	foreach(lc, def->filter_functions)
 		elems[n++] = ObjectIdGetDatum(lfirst_oid(lc));
-	values[0] = ObjectIdGetDatum(st->relid);
+	values[0] = ObjectIdGetDatum(relid);
 	values[1] = Int64GetDatum(strtoll(shape_word(st->shape, 4, &len), NULL, 10));
 	values[2] = ObjectIdGetDatum(triggers_function());
 	values[3] = PointerGetDatum(construct_array(elems, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	values[4] = name_array(triggers);
+	values[5] = name_array(truncate_triggers);
 
 	memset(shape, 0, sizeof(Shape));
 	SPI_connect();
@@ -604,7 +629,7 @@ table_shape(SyncTable *st, const MirrorTable *def, Shape *shape)
 		plan = made;
 	}
 	if (SPI_execute_plan(plan, values, NULL, true, 0) != SPI_OK_SELECT || SPI_processed != 1)
-		elog(ERROR, "could not look at relation %u", st->relid);
+		elog(ERROR, "could not look at relation %u", relid);
 	shape->text = MemoryContextStrdup(cxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
 	shape->labels_before = MemoryContextStrdup(cxt, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2));
 	shape->captured = shape_bool(4) ? CAPTURED_WHOLLY : shape_bool(5) ? CAPTURED_PARTLY : CAPTURED_NOT;
@@ -618,6 +643,78 @@ table_shape(SyncTable *st, const MirrorTable *def, Shape *shape)
 		shape->text = psprintf("%s " INT64_FORMAT, shape->text, process_start);
 	SPI_finish();
 	MemoryContextSwitchTo(cxt);
+}
+
+/* an md5 of the n-th words of some shapes */
+static char *
+words_together(List *texts, int n)
+{
+	StringInfoData buf;
+	ListCell   *lc;
+
+	initStringInfo(&buf);
+	foreach(lc, texts)
+	{
+		int			len;
+		const char *word = shape_word(lfirst(lc), n, &len);
+
+		appendBinaryStringInfo(&buf, word, len);
+		appendStringInfoChar(&buf, '|');
+	}
+	return TextDatumGetCString(DirectFunctionCall1(md5_text, CStringGetTextDatum(buf.data)));
+}
+
+/* of a document: that of all of its relations; a label more in any of them counts */
+static void
+document_shape(SyncTable *st, const MirrorTable *def, Shape *shape)
+{
+	List	   *texts = NIL;
+	bool		unlogged = false;
+	ListCell   *lc;
+
+	memset(shape, 0, sizeof(Shape));
+	shape->captured = CAPTURED_WHOLLY;
+	foreach(lc, def->doc->relids)
+	{
+		Shape		one;
+		List	   *triggers = NIL;
+		List	   *truncate_triggers = NIL;
+		ListCell   *ll;
+		int			len;
+
+		foreach(ll, def->doc->links)
+		{
+			DocLink    *link = lfirst(ll);
+
+			if (link->relid != lfirst_oid(lc))
+				continue;
+			triggers = lappend(triggers, link->trigger);
+			truncate_triggers = lappend(truncate_triggers, link->truncate_trigger);
+		}
+		relation_shape(st, lfirst_oid(lc), def, triggers, truncate_triggers, &one);
+		if (!triggers_fit(document_triggers(def->doc, lfirst_oid(lc))))
+			one.captured = CAPTURED_NOT;
+		texts = lappend(texts, one.text);
+		(void) shape_word(one.text, SHAPE_WORDS - 1, &len);
+		unlogged |= len > 0;
+		shape->captured = Min(shape->captured, one.captured);
+		shape->types = list_concat(shape->types, one.types);
+		shape->has_types |= one.has_types;
+	}
+	shape->labels_before = words_together(texts, 5);
+	shape->text = psprintf(SHAPE_VERSION " %s %s %s 0 %s", words_together(texts, 1), words_together(texts, 2),
+						   words_together(texts, 3), shape->labels_before);
+	if (unlogged)
+		shape->text = psprintf("%s " INT64_FORMAT, shape->text, process_start);
+}
+
+static void
+table_shape(SyncTable *st, const MirrorTable *def, Shape *shape)
+{
+	if (def->doc != NULL)
+		document_shape(st, def, shape);
+	else
+		relation_shape(st, st->relid, def, list_make1(CS_TRIGGER), list_make1(CS_TRUNCATE_TRIGGER), shape);
 }
 
 /* is what was written down still so, as far as rows go? */
@@ -664,6 +761,19 @@ definition_signature(const MirrorTable *def)
 		appendStringInfo(&buf, " %d", def->keys[k]);
 	appendStringInfo(&buf, " %d %s", def->soft_delete_attnum,
 					 def->row_filter ? def->row_filter : "");
+	if (def->doc != NULL)
+	{
+		ListCell   *lc;
+
+		/* what walks and subqueries are made of, and what is queued */
+		appendStringInfo(&buf, " %s", document_query(def));
+		foreach(lc, def->doc->links)
+		{
+			DocLink    *link = lfirst(lc);
+
+			appendStringInfo(&buf, " %s %d %d", link->trigger, link->layout.id, list_length(link->args));
+		}
+	}
 	return buf.data;
 }
 
@@ -699,11 +809,11 @@ take_spec(SyncTable *st, const MirrorSpec *seen)
 {
 	MemoryContext old = st->spec_cxt;
 	MemoryContext fresh = AllocSetContextCreate(st->cxt, "crate_sync table spec", ALLOCSET_SMALL_SIZES);
-	List	   *specs;
+	MirrorSpec *spec;
 
 	MemoryContextSwitchTo(fresh);
-	specs = mirror_load(st->relid);
-	if (specs == NIL || ((MirrorSpec *) linitial(specs))->mirror_id != seen->mirror_id)
+	spec = mirror_load_one(seen->mirror_id);
+	if (spec == NULL || spec->relid != st->relid)
 	{
 		/* taken away between two looks */
 		MemoryContextSwitchTo(st->cxt);
@@ -712,9 +822,24 @@ take_spec(SyncTable *st, const MirrorSpec *seen)
 		return;
 	}
 	st->spec_cxt = fresh;
-	st->spec = *(MirrorSpec *) linitial(specs);
+	st->spec = *spec;
 	if (old != NULL)
 		MemoryContextDelete(old);
+}
+
+/* all relations whose rows are looked at */
+static List *
+whole_tree(SyncTable *st)
+{
+	List	   *tree = find_all_inheritors(st->relid, NoLock, NULL);
+	ListCell   *lc;
+
+	foreach(lc, st->spec.relations)
+	{
+		if (lfirst_oid(lc) != st->relid)
+			tree = list_concat_unique_oid(tree, find_all_inheritors(lfirst_oid(lc), NoLock, NULL));
+	}
+	return tree;
 }
 
 /*
@@ -735,7 +860,7 @@ watch_tree(SyncTable *st, List *types, bool more)
 		int			n = more ? st->nwatched : 0;
 		ListCell   *lc;
 
-		tree = find_all_inheritors(st->relid, NoLock, NULL);
+		tree = whole_tree(st);
 		oids = MemoryContextAlloc(st->cxt, sizeof(Oid) * (n + list_length(tree) + list_length(types)));
 		if (n > 0)
 			memcpy(oids, old, sizeof(Oid) * n);
@@ -748,7 +873,7 @@ watch_tree(SyncTable *st, List *types, bool more)
 		st->nwatched = n;
 		if (old != NULL)
 			pfree(old);
-		again = find_all_inheritors(st->relid, NoLock, NULL);
+		again = whole_tree(st);
 	} while (!equal(tree, again));
 	return tree;
 }
@@ -803,6 +928,21 @@ take_shape(SyncTable *st, const Shape *shape)
 	return true;
 }
 
+static bool
+lock_to_look(SyncTable *st)
+{
+	ListCell   *lc;
+
+	if (!ConditionalLockRelationOid(st->relid, AccessShareLock))
+		return false;
+	foreach(lc, st->spec.relations)
+	{
+		if (!ConditionalLockRelationOid(lfirst_oid(lc), AccessShareLock))
+			return false;
+	}
+	return true;
+}
+
 /*
  * Looks at a table and what is asked for it.  Errors are returned, palloc'd.
  * st->stale: it could not be looked at, or has changed meanwhile.  A shape
@@ -823,9 +963,9 @@ look_at_table(SyncTable *st, bool as_it_is, Shape *shape, List **key_columns)
 	PG_TRY();
 	{
 		Relation	rel = NULL;
-		List	   *specs = NIL;
+		MirrorSpec *spec = NULL;
 
-		if (!ConditionalLockRelationOid(st->relid, AccessShareLock))
+		if (!lock_to_look(st))
 			st->stale = true;	/* somebody alters it: later */
 		else
 		{
@@ -837,11 +977,10 @@ look_at_table(SyncTable *st, bool as_it_is, Shape *shape, List **key_columns)
 		PushActiveSnapshot(GetTransactionSnapshot());
 		MemoryContextSwitchTo(new_cxt);
 		if (rel != NULL)
-			specs = mirror_load(st->relid);
-		if (specs != NIL && ((MirrorSpec *) linitial(specs))->mirror_id == st->spec.mirror_id)
+			spec = mirror_load_one(st->spec.mirror_id);
+		if (spec != NULL && spec->relid == st->relid)
 		{
-			MirrorSpec *spec = linitial(specs);
-			MirrorTable *def = mirror_resolve(rel, spec);
+			MirrorTable *def = document_mirror(rel, spec);
 			List	   *tree = watch_tree(st, NIL, true);
 			List	   *leaves = NIL;
 			ListCell   *lc;
@@ -859,7 +998,7 @@ look_at_table(SyncTable *st, bool as_it_is, Shape *shape, List **key_columns)
 			tree = watch_tree(st, shape->types, false);
 			st->has_types = shape->has_types;
 			st->calls_functions = def->filter_functions != NIL;
-			foreach(lc, tree)
+			foreach(lc, spec->relations == NIL ? tree : find_all_inheritors(st->relid, NoLock, NULL))
 			{
 				if (get_rel_relkind(lfirst_oid(lc)) == RELKIND_RELATION)
 					leaves = lappend_oid(leaves, lfirst_oid(lc));
@@ -955,7 +1094,8 @@ mend_triggers(SyncTable *st, List *key_columns)
 	PG_TRY();
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());
-		mended = triggers_mend(st->relid, key_columns);
+		mended = st->def->doc != NULL ? triggers_mend_links(document_triggers(st->def->doc, InvalidOid)) :
+			triggers_mend(st->relid, key_columns);
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 	}
@@ -1129,6 +1269,13 @@ clean_up_gone(SyncTable *st)
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	/* a document's other tables are there still, and have triggers of ours */
+	if (!triggers_drop_links(st->spec.relations, psprintf(CS_LINK_TRIGGER "%d_", st->spec.mirror_id), false))
+	{
+		PopActiveSnapshot();
+		AbortCurrentTransaction();
+		return false;
+	}
 	SPI_connect();
 	/* its target table stays, and is nobody's from then on */
 	SPI_execute_with_args("WITH gone AS (DELETE FROM crate_sync.mirror WHERE mirror_id IN "
@@ -1643,6 +1790,16 @@ state_ack(bool sure)
 	ListCell   *lc;
 
 	cs_point("before ack");
+	dlist_foreach(it, &sync_tables)
+	{
+		dlist_iter	p;
+
+		dlist_foreach(p, &dlist_container(SyncTable, node, it.cur)->passes)
+		{
+			foreach(lc, dlist_container(Pass, node, p.cur)->chunks)
+				feed_ack_begin(lfirst(lc));
+		}
+	}
 	StartTransactionCommand();
 	PG_TRY();
 	{
@@ -1680,7 +1837,7 @@ state_ack(bool sure)
 				if (!pass->done)
 					continue;
 				foreach(c, pass->chunks)
-					queue_delete(lfirst(c));
+					feed_ack(lfirst(c));
 				pass->applied = true;
 				st->last_ack = GetCurrentTimestamp();
 				st->dirty = true;
@@ -1725,8 +1882,11 @@ state_ack(bool sure)
 		{
 			Pass	   *pass = dlist_container(Pass, node, p.cur);
 
-			if (pass->applied)
-				pass_free(pass);
+			if (!pass->applied)
+				continue;
+			foreach(lc, pass->chunks)
+				feed_acked(lfirst(lc));
+			pass_free(pass);
 		}
 		written(st);
 	}

@@ -301,6 +301,61 @@ check_columns(CrateTarget *t, const TargetTable *table, const TargetResult *colu
 	}
 }
 
+/*
+ * What a strict object lacks is added to it, at any depth, as columns are to the
+ * table: listed and ddl are how the object is called in the list of columns and
+ * in a statement.
+ */
+static void
+fit_members(CrateTarget *t, const TargetTable *table, const TargetResult *columns, const TargetColumn *object,
+			const char *listed, const char *ddl, bool add, bool *altered, TargetResult *res)
+{
+	for (int i = 0; i < object->nmembers && res->outcome == TARGET_OK; i++)
+	{
+		const TargetColumn *member = &object->members[i];
+		char	   *name = psprintf("%s['%s']", listed, member->name);
+		char	   *path;
+		StringInfoData buf;
+		const char *type = NULL;
+
+		if (strchr(member->name, '\'') != NULL)
+			continue;			/* not to be told apart in the list */
+		for (int r = 0; r < columns->nrows && type == NULL; r++)
+		{
+			char	   *column = sync_cell_text(columns->cells[r][0]);
+
+			if (column != NULL && strcmp(column, name) == 0)
+				type = sync_cell_text(columns->cells[r][1]);
+		}
+		path = psprintf("%s['%s']", ddl, member->name);
+		if (type != NULL)
+		{
+			FoundType	found;
+			FoundType	wanted;
+
+			strlcpy(found.name, type, sizeof(found.name));
+			found.params[0] = found.params[1] = -1;
+			normalize_type(member->type, &wanted);
+			if (!type_fits(&wanted, &found))
+				target_result_error(res, TARGET_REFUSED_TABLE, "columns",
+									"%s of %s in the target is %s, %s is wanted", name, table->qualified, type,
+									member->type);
+			else
+				fit_members(t, table, columns, member, name, path, add, altered, res);
+			continue;
+		}
+		*altered = true;
+		if (!add)
+			return;
+		initStringInfo(&buf);
+		appendStringInfo(&buf, "ALTER TABLE %s ADD COLUMN %s %s%s%s", table->qualified, path, member->type,
+						 member->storage ? " " : "", member->storage ? member->storage : "");
+		sync_query(t, buf.data, NULL, res);
+		if (res->outcome == TARGET_REFUSED_ROWS)
+			res->outcome = TARGET_REFUSED_TABLE;
+	}
+}
+
 static void
 sync_ensure_table(CrateTarget *t, const TargetTable *table, bool add, bool *created, bool *altered,
 				  TargetResult *res)
@@ -369,6 +424,12 @@ sync_ensure_table(CrateTarget *t, const TargetTable *table, bool add, bool *crea
 		sync_query(t, ddl.data, NULL, res);
 		if (res->outcome == TARGET_REFUSED_ROWS)
 			res->outcome = TARGET_REFUSED_TABLE;
+	}
+	for (int i = 0; i < table->ncols && res->outcome == TARGET_OK; i++)
+	{
+		if (!missing[i])
+			fit_members(t, table, &columns, &table->cols[i], table->cols[i].name,
+						target_quote_ident(table->cols[i].name), add, altered, res);
 	}
 	if (res->outcome == TARGET_OK)
 		sync_reachable(t, table, res);
