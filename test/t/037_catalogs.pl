@@ -3,6 +3,7 @@
 use strict;
 use warnings;
 use CrateSync;
+use Sys::Hostname;
 use Test::More;
 use Time::HiRes qw(sleep);
 
@@ -145,6 +146,28 @@ sub depends
 }
 
 # tables are added by the catalog of today, then that is exchanged; triggers stay, with the function they call
+# the first version named a place by its host, device and file, and its beats had no more
+sub former_place
+{
+	my ($m) = @_;
+	my $dir = $m->sql('SHOW data_directory');
+	my @st = stat "$dir/PG_VERSION";
+	my $place = $m->sql(sprintf q{SELECT lpad(to_hex(hashtextextended('%s %s %s %s' COLLATE "C", 0)), 16, '0')},
+		hostname(), $dir, $st[0], $st[1]);
+	my $claim = $m->is_crate ? '"crate_sync"."claim"' : '"crate_sync.claim"';
+	my ($token) = $m->sql('SELECT token FROM crate_sync.worker_state');
+	my $refresh = sub { $m->target_post({ stmt => "REFRESH TABLE $claim" }) if $m->is_crate };
+	$refresh->();
+	my ($now) = map { $_->[0] } @{ $m->target_rows("SELECT place FROM $claim WHERE token = '$token' AND target NOT LIKE 'beat of %'") };
+	# the key of a row stays what it is: one is put in the other's place
+	$m->target_rows("INSERT INTO $claim (target, system_identifier, database, timeline, token, place, beat)"
+		. " SELECT 'beat of $token at $place', system_identifier, database, timeline, token, '$place', beat FROM $claim WHERE target = 'beat of $token at $now'");
+	$refresh->();
+	$m->target_rows("DELETE FROM $claim WHERE target = 'beat of $token at $now'");
+	$m->target_rows("UPDATE $claim SET place = '$place' WHERE token = '$token'");
+	$refresh->();
+}
+
 sub first_version
 {
 	my ($m, @tables) = @_;
@@ -164,6 +187,7 @@ sub first_version
 DO \$\$ BEGIN EXECUTE (SELECT 'DELETE FROM crate_sync.$_; INSERT INTO crate_sync.$_ (' || c || ') OVERRIDING SYSTEM VALUE SELECT ' || c || ' FROM kept.$_'
 	FROM (SELECT string_agg(quote_ident(attname), ', ') AS c FROM pg_attribute WHERE attrelid = 'crate_sync.$_'::regclass AND attnum > 0 AND NOT attisdropped) a); END \$\$
 EOQ
+	former_place($m);
 	is($m->sql(q{SELECT extversion FROM pg_extension WHERE extname = 'crate_sync'}), $first, 'the catalog is of the first version');
 	is($m->sql('SELECT count(*) FROM crate_sync.mirror JOIN crate_sync.mirror_state USING (mirror_id)'), scalar(@tables), 'with tables that are mirrored');
 }
