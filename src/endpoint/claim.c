@@ -837,12 +837,16 @@ claim_is_still_ours(SyncTable *st)
 	Claim		beat;
 
 	memset(&res, 0, sizeof(res));
-	return fetch_claim(table_key(st->spec.target_schema, st->spec.target_table), &claim, &res) &&
-		claim.found && strcmp(claim.cell[C_TOKEN], our_token) == 0 &&
-		place_is_ours(claim.cell[C_PLACE]) &&
-		/* a twin has the same claim */
-		fetch_claim(beat_key(our_token, our_place), &beat, &res) &&
-		beat.found && strcmp(beat.cell[C_PLACE], our_incarnation) == 0;
+	if (!fetch_claim(table_key(st->spec.target_schema, st->spec.target_table), &claim, &res) ||
+		!claim.found || strcmp(claim.cell[C_TOKEN], our_token) != 0 ||
+		!place_is_ours(claim.cell[C_PLACE]) ||
+		!fetch_claim(beat_key(our_token, our_place), &beat, &res))
+		return false;
+	/* the target was emptied, and with it our beat: it has to be there before anything is sent */
+	if (!beat.found)
+		place_taken = false;
+	/* a twin has the same claim */
+	return beat.found && strcmp(beat.cell[C_PLACE], our_incarnation) == 0;
 }
 
 /* true: there is one, and it is ours */
