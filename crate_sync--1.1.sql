@@ -499,7 +499,8 @@ CREATE VIEW progress AS
 		   r.rate, s.load_start AS start_time,
 		   CASE WHEN r.rate > 0 AND s.load_total > s.load_rows
 				THEN pg_catalog.make_interval(secs => (s.load_total - s.load_rows) / r.rate)
-		   END AS time_left
+		   END AS time_left,
+		   e.percent, rpad(repeat('#', (e.percent / 5)::int), 20, '.') AS bar
 	FROM crate_sync.mirror m
 		JOIN crate_sync.mirror_state s USING (mirror_id)
 		JOIN pg_catalog.pg_class c ON c.oid = m.relid
@@ -507,6 +508,7 @@ CREATE VIEW progress AS
 		CROSS JOIN crate_sync.worker_status() w
 		CROSS JOIN LATERAL (SELECT s.load_rows
 			/ nullif(extract(epoch FROM clock_timestamp() - s.load_start), 0)::float8 AS rate) r
+		CROSS JOIN LATERAL (SELECT round(least(100.0 * s.load_rows / nullif(s.load_total, 0), 100), 1) AS percent) e
 	WHERE s.load_phase IS NOT NULL;
 COMMENT ON VIEW progress IS 'loads, resyncs and verifies under way';
 
@@ -621,6 +623,8 @@ COMMENT ON COLUMN progress.bytes_sent IS 'size of the requests';
 COMMENT ON COLUMN progress.rate IS 'rows per second since start_time';
 COMMENT ON COLUMN progress.start_time IS 'when this phase began';
 COMMENT ON COLUMN progress.time_left IS 'as long as it takes at this rate, if tuples_total is right';
+COMMENT ON COLUMN progress.percent IS 'tuples_done of tuples_total';
+COMMENT ON COLUMN progress.bar IS 'the same as a bar of 20 characters';
 COMMENT ON COLUMN failed_rows.failed_id IS 'argument of retry_failed and discard_failed';
 COMMENT ON COLUMN failed_rows.relid IS 'the mirrored table';
 COMMENT ON COLUMN failed_rows.schemaname IS 'its schema';
@@ -1091,6 +1095,202 @@ END $$;
 COMMENT ON FUNCTION report(timestamptz, timestamptz) IS
 	'an HTML page about the last day, or another time: psql -Aqtc "SELECT crate_sync.report()" -o report.html';
 
+/* ---------------------------------------------------------------------------
+ * In psql
+ * ------------------------------------------------------------------------ */
+
+CREATE FUNCTION chart(width int DEFAULT 30, OUT relname text, OUT what text, OUT n bigint, OUT bar text)
+	RETURNS SETOF record
+	LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	IF width IS NULL OR width NOT BETWEEN 5 AND 200 THEN
+		RAISE EXCEPTION 'width must be between 5 and 200 characters' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	-- one scale for all; where there is something a bar is at least one character long
+	RETURN QUERY SELECT CASE x.i WHEN 1 THEN t.schemaname || '.' || t.relname ELSE '' END, x.what, x.n,
+			repeat('#', CASE WHEN x.n > 0 THEN greatest(1, (width * x.n / max(x.n) OVER ())::int) ELSE 0 END)
+		FROM crate_sync.tables t CROSS JOIN LATERAL (VALUES (1, 'upserted', t.n_tup_upserted), (2, 'deleted', t.n_tup_deleted),
+			(3, 'failed', t.n_tup_failed), (4, 'queued', t.queued_keys)) x(i, what, n)
+		ORDER BY t.schemaname, t.relname, x.i;
+END $$;
+COMMENT ON FUNCTION chart(int) IS
+	'what each table has pushed, ever, and what waits, as bars of characters';
+
+COMMENT ON COLUMN mirror.mirror_id IS 'its number here';
+COMMENT ON COLUMN mirror.relid IS 'the mirrored relation';
+COMMENT ON COLUMN mirror.target_schema IS 'its schema in the target';
+COMMENT ON COLUMN mirror.target_table IS 'its table in the target';
+COMMENT ON COLUMN mirror.key_columns IS 'columns that identify a row';
+COMMENT ON COLUMN mirror.columns IS 'columns that are mirrored; NULL: all, those added later too';
+COMMENT ON COLUMN mirror.row_filter IS 'rows that are mirrored; NULL: all';
+COMMENT ON COLUMN mirror.soft_delete_column IS 'marks rows that are gone';
+COMMENT ON COLUMN mirror.options IS 'as given to add_table';
+COMMENT ON COLUMN mirror.paused IS 'whether pause() was called';
+COMMENT ON COLUMN mirror.resync_no IS 'raised by each resync()';
+COMMENT ON COLUMN mirror.resync_mode IS 'what the last one asked for';
+COMMENT ON COLUMN mirror.resync_filter IS 'for which rows';
+COMMENT ON COLUMN mirror.verify_no IS 'raised by each verify()';
+COMMENT ON COLUMN mirror.verify_repair IS 'whether the last one was to repair';
+COMMENT ON COLUMN mirror.follow IS 'table, or name: whatever relation has it';
+COMMENT ON COLUMN mirror.source_schema IS 'schema that it was added by';
+COMMENT ON COLUMN mirror.source_name IS 'name that it was added by';
+COMMENT ON COLUMN mirror.source_owner IS 'owner as last seen';
+COMMENT ON COLUMN mirror_state.mirror_id IS 'the table in mirror';
+COMMENT ON COLUMN mirror_state.relid IS 'its relation then';
+COMMENT ON COLUMN mirror_state.state IS 'new, loading, sweeping, verifying, ready, error and so on';
+COMMENT ON COLUMN mirror_state.claimed IS 'whether the target table was claimed';
+COMMENT ON COLUMN mirror_state.lanes_used IS 'fences that there may be at the target';
+COMMENT ON COLUMN mirror_state.shape IS 'fingerprint of table and triggers';
+COMMENT ON COLUMN mirror_state.resync_done IS 'the last resync_no that is done with';
+COMMENT ON COLUMN mirror_state.load_mode IS 'what is under way; NULL: nothing';
+COMMENT ON COLUMN mirror_state.load_phase IS 'load, sweep or verify';
+COMMENT ON COLUMN mirror_state.load_rel IS 'leaf that is read';
+COMMENT ON COLUMN mirror_state.load_filenode IS 'its storage';
+COMMENT ON COLUMN mirror_state.load_block IS 'first block not yet acknowledged';
+COMMENT ON COLUMN mirror_state.load_rows IS 'rows done with';
+COMMENT ON COLUMN mirror_state.load_total IS 'rows of the table, an estimate';
+COMMENT ON COLUMN mirror_state.load_bytes IS 'size of the requests';
+COMMENT ON COLUMN mirror_state.load_start IS 'when the phase began';
+COMMENT ON COLUMN mirror_state.sweep_key IS 'last key of the target that was looked at';
+COMMENT ON COLUMN mirror_state.verify_done IS 'the last verify_no that is done with';
+COMMENT ON COLUMN mirror_state.n_tup_upserted IS 'rows written';
+COMMENT ON COLUMN mirror_state.n_tup_deleted IS 'rows deleted';
+COMMENT ON COLUMN mirror_state.n_tup_failed IS 'rows set aside';
+COMMENT ON COLUMN mirror_state.requests IS 'requests';
+COMMENT ON COLUMN mirror_state.retries IS 'requests sent again';
+COMMENT ON COLUMN mirror_state.bytes_sent IS 'size of the requests';
+COMMENT ON COLUMN mirror_state.request_time IS 'time that they took, in ms';
+COMMENT ON COLUMN mirror_state.last_ack_time IS 'last acknowledgement';
+COMMENT ON COLUMN mirror_state.last_load_time IS 'end of the last load';
+COMMENT ON COLUMN mirror_state.last_verify_time IS 'end of the last verify';
+COMMENT ON COLUMN mirror_state.last_verify_ok IS 'its outcome';
+COMMENT ON COLUMN mirror_state.last_error IS 'last error';
+COMMENT ON COLUMN mirror_state.last_error_code IS 'its code';
+COMMENT ON COLUMN mirror_state.last_error_time IS 'its time';
+COMMENT ON COLUMN mirror_state.hint IS 'what to do about it';
+COMMENT ON COLUMN mirror_state.due IS 'why a load is owed';
+COMMENT ON COLUMN mirror_state.due_again IS 'one more is, behind that under way';
+COMMENT ON COLUMN mirror_state.n_differences IS 'differences that the last verify left';
+COMMENT ON COLUMN failed.failed_id IS 'its number';
+COMMENT ON COLUMN failed.mirror_id IS 'the table in mirror';
+COMMENT ON COLUMN failed.key IS 'the key';
+COMMENT ON COLUMN failed.packed_key IS 'the key as in a chunk of the queue';
+COMMENT ON COLUMN failed.layout IS 'of that';
+COMMENT ON COLUMN failed.target_key IS 'the key as the target is told';
+COMMENT ON COLUMN failed.action IS 'upsert, delete or read';
+COMMENT ON COLUMN failed.error_code IS 'the code';
+COMMENT ON COLUMN failed.error_message IS 'why';
+COMMENT ON COLUMN failed.attempts IS 'how often';
+COMMENT ON COLUMN failed.first_failed_time IS 'first time';
+COMMENT ON COLUMN failed.last_failed_time IS 'last time';
+COMMENT ON COLUMN removal.removal_id IS 'its number';
+COMMENT ON COLUMN removal.target_schema IS 'schema in the target';
+COMMENT ON COLUMN removal.target_table IS 'table in the target';
+COMMENT ON COLUMN removal.drop_target IS 'whether it is to be dropped there';
+COMMENT ON COLUMN detached.relid IS 'the relation';
+COMMENT ON COLUMN control.singleton IS 'there is one row';
+COMMENT ON COLUMN control.stopped IS 'whether stop() was called';
+COMMENT ON COLUMN control.adopt_no IS 'raised by adopt()';
+COMMENT ON COLUMN control.start_no IS 'raised by start()';
+COMMENT ON COLUMN worker_state.singleton IS 'there is one row';
+COMMENT ON COLUMN worker_state.unclean_starts IS 'deaths in a row';
+COMMENT ON COLUMN worker_state.system_identifier IS 'the server that wrote this';
+COMMENT ON COLUMN worker_state.timeline IS 'its timeline';
+COMMENT ON COLUMN worker_state.token IS 'names this writer at the target';
+COMMENT ON COLUMN worker_state.beat IS 'last beat, written before it goes to the target';
+COMMENT ON COLUMN worker_state.beat_acked IS 'last beat that the target has';
+COMMENT ON COLUMN worker_state.adopt_done IS 'the last adopt_no that is done with';
+COMMENT ON COLUMN worker_state.start_done IS 'the last start_no that is done with';
+COMMENT ON COLUMN worker_state.database IS 'whose token it is';
+COMMENT ON COLUMN difference.difference_id IS 'its number';
+COMMENT ON COLUMN difference.mirror_id IS 'the table in mirror';
+COMMENT ON COLUMN difference.key IS 'the key';
+COMMENT ON COLUMN difference.kind IS 'missing, extra or different';
+COMMENT ON COLUMN difference.columns IS 'columns that differ';
+COMMENT ON COLUMN difference.found_time IS 'when it was found';
+COMMENT ON COLUMN difference.repaired IS 'whether it is none any more';
+COMMENT ON COLUMN benchmark_results.benchmark_id IS 'its number';
+COMMENT ON COLUMN benchmark_results.run_time IS 'when it was run';
+COMMENT ON COLUMN benchmark_results.run_by IS 'by whom';
+COMMENT ON COLUMN benchmark_results.target IS 'product and version of the target';
+COMMENT ON COLUMN benchmark_results.query IS 'the question';
+COMMENT ON COLUMN benchmark_results.target_sql IS 'as it was put to the target';
+COMMENT ON COLUMN benchmark_results.iterations IS 'how often it was asked';
+COMMENT ON COLUMN benchmark_results.warmup IS 'how often before that';
+COMMENT ON COLUMN benchmark_results.source_min_time IS 'least time here, in ms';
+COMMENT ON COLUMN benchmark_results.source_mean_time IS 'mean time here';
+COMMENT ON COLUMN benchmark_results.source_p50_time IS 'median time here';
+COMMENT ON COLUMN benchmark_results.source_p95_time IS 'time here that 95 of 100 stay below';
+COMMENT ON COLUMN benchmark_results.target_min_time IS 'least time there, the way there and back included';
+COMMENT ON COLUMN benchmark_results.target_mean_time IS 'mean time there';
+COMMENT ON COLUMN benchmark_results.target_p50_time IS 'median time there';
+COMMENT ON COLUMN benchmark_results.target_p95_time IS 'time there that 95 of 100 stay below';
+COMMENT ON COLUMN benchmark_results.target_server_time IS 'median of what the target itself says that it took';
+COMMENT ON COLUMN benchmark_results.speedup IS 'source_p50_time / target_p50_time: above 1 the target is faster';
+COMMENT ON COLUMN benchmark_results.source_rows IS 'rows of the answer here';
+COMMENT ON COLUMN benchmark_results.target_rows IS 'rows of the answer there';
+COMMENT ON COLUMN benchmark_results.rows_match IS 'whether the answers agree';
+COMMENT ON COLUMN benchmark_results.mismatch IS 'where they do not';
+COMMENT ON COLUMN verification.verification_id IS 'its number';
+COMMENT ON COLUMN verification.relid IS 'the table';
+COMMENT ON COLUMN verification.schemaname IS 'its schema then';
+COMMENT ON COLUMN verification.relname IS 'its name then';
+COMMENT ON COLUMN verification.start_time IS 'when it began';
+COMMENT ON COLUMN verification.end_time IS 'when it ended';
+COMMENT ON COLUMN verification.rows_compared IS 'rows compared';
+COMMENT ON COLUMN verification.n_found IS 'differences; NULL: it was given up';
+COMMENT ON COLUMN verification.n_repaired IS 'those that were repaired';
+COMMENT ON COLUMN verification.repair IS 'whether it was to repair';
+COMMENT ON COLUMN verification.ok IS 'whether none was left';
+COMMENT ON COLUMN verification.message IS 'why it was given up';
+COMMENT ON COLUMN history_sample.time IS 'when the minute, or hour, began';
+COMMENT ON COLUMN history_sample.span IS 'how long it is; 0: only for the sums';
+COMMENT ON COLUMN history_sample.mirror_id IS 'the table in mirror';
+COMMENT ON COLUMN history_sample.relid IS 'its relation';
+COMMENT ON COLUMN history_sample.schemaname IS 'its schema then';
+COMMENT ON COLUMN history_sample.relname IS 'its name then';
+COMMENT ON COLUMN history_sample.n_tup_upserted IS 'rows written, ever';
+COMMENT ON COLUMN history_sample.n_tup_deleted IS 'rows deleted, ever';
+COMMENT ON COLUMN history_sample.n_tup_failed IS 'rows set aside, ever';
+COMMENT ON COLUMN history_sample.requests IS 'requests, ever';
+COMMENT ON COLUMN history_sample.retries IS 'requests sent again, ever';
+COMMENT ON COLUMN history_sample.bytes_sent IS 'size of the requests, ever';
+COMMENT ON COLUMN history_sample.request_time IS 'time that they took, ever, in ms';
+COMMENT ON COLUMN history_sample.queued_keys IS 'keys in the queue';
+COMMENT ON COLUMN history_sample.lag IS 'age of the oldest';
+COMMENT ON COLUMN queue_0.xid IS 'transaction that queued the chunk';
+COMMENT ON COLUMN queue_0.queued_at IS 'when';
+COMMENT ON COLUMN queue_0.relid IS 'topmost relation with our trigger';
+COMMENT ON COLUMN queue_0.seq IS 'number of the chunk in its transaction';
+COMMENT ON COLUMN queue_0.layout IS 'hash of the columns and types of the key';
+COMMENT ON COLUMN queue_0.n IS 'keys; below 0: TRUNCATE, a key not known, a long one';
+COMMENT ON COLUMN queue_0.keys IS 'packed keys';
+COMMENT ON COLUMN queue_1.xid IS 'transaction that queued the chunk';
+COMMENT ON COLUMN queue_1.queued_at IS 'when';
+COMMENT ON COLUMN queue_1.relid IS 'topmost relation with our trigger';
+COMMENT ON COLUMN queue_1.seq IS 'number of the chunk in its transaction';
+COMMENT ON COLUMN queue_1.layout IS 'hash of the columns and types of the key';
+COMMENT ON COLUMN queue_1.n IS 'keys; below 0: TRUNCATE, a key not known, a long one';
+COMMENT ON COLUMN queue_1.keys IS 'packed keys';
+COMMENT ON COLUMN queue_2.xid IS 'transaction that queued the chunk';
+COMMENT ON COLUMN queue_2.queued_at IS 'when';
+COMMENT ON COLUMN queue_2.relid IS 'topmost relation with our trigger';
+COMMENT ON COLUMN queue_2.seq IS 'number of the chunk in its transaction';
+COMMENT ON COLUMN queue_2.layout IS 'hash of the columns and types of the key';
+COMMENT ON COLUMN queue_2.n IS 'keys; below 0: TRUNCATE, a key not known, a long one';
+COMMENT ON COLUMN queue_2.keys IS 'packed keys';
+COMMENT ON COLUMN queue_hold.xid IS 'transaction that queued the chunk';
+COMMENT ON COLUMN queue_hold.queued_at IS 'when';
+COMMENT ON COLUMN queue_hold.relid IS 'topmost relation with our trigger';
+COMMENT ON COLUMN queue_hold.seq IS 'number of the chunk in its transaction';
+COMMENT ON COLUMN queue_hold.layout IS 'hash of the columns and types of the key';
+COMMENT ON COLUMN queue_hold.n IS 'keys; below 0: TRUNCATE, a key not known, a long one';
+COMMENT ON COLUMN queue_hold.keys IS 'packed keys';
+COMMENT ON COLUMN mirror_state.target_id IS 'which table that is in the target, as last seen';
+COMMENT ON COLUMN worker_state.incarnation IS 'of the worker that goes on with the beat, written here before it goes to the target';
+COMMENT ON COLUMN worker_state.incarnation_acked IS 'as the target has it';
+
 /* whose all of this is: the views' readers', and nobody else's, whatever ALTER DEFAULT PRIVILEGES says */
 DO $$
 DECLARE
@@ -1098,6 +1298,7 @@ DECLARE
 	grantee pg_catalog.text;
 BEGIN
 	FOREACH o IN ARRAY ARRAY['metrics(text)',
+			'chart(integer)',
 			'validate(regclass)',
 			'html(text)',
 			'report_bars(text[], double precision[], text[], text[], integer)',
@@ -1125,7 +1326,7 @@ BEGIN
 	END LOOP;
 END $$;
 GRANT SELECT ON verifications, history TO pg_monitor;
-GRANT EXECUTE ON FUNCTION metrics(text), html(text), report(timestamptz, timestamptz),
+GRANT EXECUTE ON FUNCTION metrics(text), chart(int), html(text), report(timestamptz, timestamptz),
 	report_bars(text[], double precision[], text[], text[], integer),
 	report_line(timestamptz[], double precision[], timestamptz, timestamptz, text, text) TO pg_monitor;
 /* --- end of reports --- */

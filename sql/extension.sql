@@ -22,8 +22,8 @@ SELECT c.oid::regclass FROM pg_class c
 	WHERE c.relnamespace = 'crate_sync'::regnamespace AND c.relkind IN ('r', 'v')
 	AND obj_description(c.oid, 'pg_class') IS NULL;
 SELECT c.oid::regclass, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
-	WHERE c.relnamespace = 'crate_sync'::regnamespace AND c.relkind = 'v'
-	AND col_description(c.oid, a.attnum) IS NULL;
+	WHERE c.relnamespace = 'crate_sync'::regnamespace AND c.relkind IN ('r', 'v')
+	AND NOT a.attisdropped AND col_description(c.oid, a.attnum) IS NULL;
 -- an empty installation
 SELECT ok, state, n_tables, n_tables_not_ok, queued_keys, n_failed_rows FROM crate_sync.status;
 SELECT count(*) FROM crate_sync.tables;
