@@ -29,7 +29,7 @@ OWN_ERRORS = {
 # internal errors of PostgreSQL's own where definitions change under a statement
 OWN_WORDS = ("tuple concurrently", "cache lookup failed for", "could not open relation with OID",
              "could not find tuple for", "deadlock", "relation with OID", "was concurrently dropped",
-             "could not open file", "missing chunk number", "unexpected partition", "attribute number")
+             "is a generated column", "could not open file", "missing chunk number", "unexpected partition", "attribute number")
 # where an error was raised from: files of ours that run in a writer's backend
 OUR_FILES = ("capture.c:", "early.c:", "triggers.c:", "detached.c:", "overflow.c:", "queue.c:", "key.c:")
 
