@@ -25,6 +25,14 @@ CrateSync::on_targets($node, sub {
 	$m->add('t');
 	$m->equal('t', 'the first database');
 
+	# --- the beat goes with the only table, its claim stays: the worker has to come by a new one
+	my $claims = $m->is_crate ? 'crate_sync.claim' : '"crate_sync.claim"';
+	$m->target_change(qq{DELETE FROM $claims WHERE target LIKE 'beat of %'});
+	$m->target_change('DROP TABLE {t}');
+	$m->sql(q{UPDATE t SET v = 'after' WHERE id = 1});
+	ok($m->poll(q{SELECT ok AND crate_sync.wait_for_sync(timeout => '1s') FROM crate_sync.status}, 't', 40), 'with its beat and its table taken away, the worker goes on');
+	$m->equal('t', 'and all is there again');
+
 	# --- another database's table of the same name
 	my $name = "$m->{db}_" . '"odd' . q{'x};
 	my $quoted = '"' . ($name =~ s/"/""/gr) . '"';
