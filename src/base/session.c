@@ -14,27 +14,32 @@
 #include "utils/guc.h"
 
 /*
- * Settings under which a stored expression is written and read back, so that
- * it means the same to whoever does; and catalog queries see only the
- * catalog.  Undone by AtEOXact_GUC(true, level) or the transaction's abort.
+ * Values and stored expressions are written and read back under these, so that
+ * they mean the same to whoever does; and catalog queries see only the catalog.
  */
+static const char *const meanings[][2] = {
+	{"search_path", "pg_catalog, pg_temp"},
+	{"timezone", "UTC"},
+	{"datestyle", "ISO, YMD"},
+	{"intervalstyle", "postgres"},
+	{"extra_float_digits", "1"},
+	{"bytea_output", "hex"},
+	{"xmloption", "content"},
+	{"lc_monetary", "C"},
+	{"standard_conforming_strings", "on"},
+	{"backslash_quote", "safe_encoding"},
+	{"array_nulls", "on"},
+	{"transform_null_equals", "off"},
+};
+
+/* undone by AtEOXact_GUC(true, level) or the transaction's abort */
 int
 mirror_fixed_settings(void)
 {
-	static const char *const fixed[][2] = {
-		{"search_path", "pg_catalog, pg_temp"},
-		{"DateStyle", "ISO, YMD"},
-		{"IntervalStyle", "postgres"},
-		{"TimeZone", "UTC"},
-		{"extra_float_digits", "3"},
-		{"bytea_output", "hex"},
-		{"transform_null_equals", "off"},
-		{"standard_conforming_strings", "on"},
-	};
 	int			level = NewGUCNestLevel();
 
-	for (int i = 0; i < lengthof(fixed); i++)
-		(void) set_config_option(fixed[i][0], fixed[i][1], PGC_USERSET,
+	for (int i = 0; i < lengthof(meanings); i++)
+		(void) set_config_option(meanings[i][0], meanings[i][1], PGC_USERSET,
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	return level;
 }
@@ -79,14 +84,6 @@ worker_pin_settings(void)
 {
 	static const char *const settings[][2] = {
 		{"role", "none"},
-		{"search_path", "pg_catalog, pg_temp"},
-		{"timezone", "UTC"},
-		{"datestyle", "ISO, YMD"},
-		{"intervalstyle", "postgres"},
-		{"extra_float_digits", "1"},
-		{"bytea_output", "hex"},
-		{"xmloption", "content"},
-		{"lc_monetary", "C"},
 		{"row_security", "off"},
 		{"statement_timeout", "0"},
 		{"lock_timeout", "500"},
@@ -103,17 +100,14 @@ worker_pin_settings(void)
 		{"max_parallel_workers_per_gather", "0"},
 		{"temp_file_limit", "1GB"},
 		{"jit", "off"},
-		/* filters are read as they were when they were given */
-		{"standard_conforming_strings", "on"},
-		{"backslash_quote", "safe_encoding"},
-		{"array_nulls", "on"},
-		{"transform_null_equals", "off"},
 #if PG_VERSION_NUM >= 170000
 		{"transaction_timeout", "0"},
 #endif
 		{"application_name", "crate_sync"},
 	};
 
+	for (int i = 0; i < lengthof(meanings); i++)
+		SetConfigOption(meanings[i][0], meanings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 	for (int i = 0; i < lengthof(settings); i++)
 		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 }
