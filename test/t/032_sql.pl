@@ -63,6 +63,7 @@ my %values = (
 	'boolean' => [ 'NULL', 'true', 'false' ],
 	'integer' => [ 'NULL', '0', '1', q{'-1'}, '2147483647', q{'-2147483648'} ],
 	'bigint' => [ 'NULL', '0', '1', q{'-1'}, '9223372036854775807', q{'-9223372036854775808'} ],
+	'text[]' => [ 'NULL', q{'{}'}, q{'{NULL}'}, q{'{id}'}, q{'{a.b,"x y",""}'}, q{'{{id,v},{v,id}}'}, q{array_fill('x'::text, ARRAY[2000])} ],
 	'timestamp with time zone' => [ 'NULL', 'now()', q{'epoch'}, q{'infinity'}, q{'-infinity'}, q{'4713-01-01 BC'}, q{'294276-12-31'} ],
 	'timestamp with time zone[]' => [ 'NULL', q{'{}'}, q{'{NULL}'}, q{'{epoch,infinity}'}, q{'{{epoch,epoch}}'} ],
 	'double precision[]' => [ 'NULL', q{'{}'}, q{'{NULL}'}, q{'{1,2}'}, q{'{NaN,Infinity,-1e308}'}, q{'{{1,2}}'} ],
