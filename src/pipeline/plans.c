@@ -26,6 +26,7 @@
 #include "pipeline/plans.h"
 #include "pipeline/table.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/plancache.h"
 #include "utils/rel.h"
