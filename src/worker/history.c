@@ -22,6 +22,7 @@
 #include "worker/history.h"
 
 #define STATUS_INTERVAL	1000	/* ms */
+#define STATUS_SHARE	20		/* at least so many times as long as a look takes, to the next */
 #define PAYLOAD_BYTES	7900	/* of 8000 */
 
 static TimestampTz next_status = 0;
@@ -157,7 +158,11 @@ take_turn(bool at_end)
 		PushActiveSnapshot(GetTransactionSnapshot());
 		SPI_connect();
 		if (status_due)
+		{
 			look_at_status();
+			/* many tables, or a large queue: rows come first */
+			next_status = Max(next_status, now + (GetCurrentTimestamp() - now) * STATUS_SHARE);
+		}
 		if (sample_due)
 			sample(at_end ? now + USECS_PER_MINUTE : now);
 		if (cleaning_due)

@@ -25,6 +25,7 @@ if ($pid == 0)
 	open STDOUT, '>', "$dir/out";
 	open STDERR, '>&', \*STDOUT;
 	$ENV{CRATE_HEAP_SIZE} = '512m';
+	$ENV{CRATE_DISABLE_GC_LOGGING} = 1;	# its directory may be another's
 	exec $crate, "-Cpath.data=$dir/data", "-Cpath.logs=$dir/logs", '-Cnetwork.host=127.0.0.1', "-Chttp.port=$port[0]",
 	  "-Ctransport.tcp.port=$port[1]", "-Cpsql.port=$port[2]", '-Cdiscovery.type=single-node', '-Cauth.host_based.enabled=false',
 	  '-Ccluster.routing.allocation.disk.threshold_enabled=false'

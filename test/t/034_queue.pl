@@ -101,7 +101,8 @@ CrateSync::on_targets($node, sub {
 		my $before = pages_read($m, 'hold');
 		ok(small_changes($m, 20, $when =~ /restart/ ? 200 : 50), '... one by one');
 		my $read = pages_read($m, 'hold') - $before;
-		cmp_ok($read, '<', 3 * $pages, "... without what is held being read again and again ($read pages)");
+		# the status that is told by NOTIFY looks at it each second, no change does
+		cmp_ok($read, '<', 10 * $pages, "... without what is held being read again and again ($read pages)");
 		last if $when =~ /restart/;
 		$m->kill_worker('TERM');
 		$m->wait_worker;
