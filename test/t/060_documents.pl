@@ -288,6 +288,6 @@ CrateSync::on_targets($node, sub {
 	$m->sql('DROP TABLE customer CASCADE');
 	ok($m->poll(q{SELECT count(*) = 0 FROM crate_sync.tables WHERE kind = 'document'}), 'a document without a root is none');
 	is($m->sql(q{SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'crate\_sync\_link\_%'}), 0, 'and leaves no triggers');
-});
+}, but => 'standin', why => 'it does not tell the types of nested members again, as CrateDB does');
 
 done_testing();

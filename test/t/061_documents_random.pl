@@ -205,7 +205,7 @@ CrateSync::on_targets($node, sub {
 	my ($wrong, $words, $n) = wrong($m);
 	is($wrong, 0, "none of $n documents is wrong") or diag($words);
 	is($m->sql('SELECT count(*) FROM crate_sync.failed_rows'), 0, 'none is parked');
-});
+}, but => 'standin', why => 'it does not tell the types of nested members again, as CrateDB does');
 
 # teeth: what was queued of rows as they were is left out
 CrateSync::on_targets($node, sub {

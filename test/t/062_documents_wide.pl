@@ -75,6 +75,6 @@ CrateSync::on_targets($node, sub {
 		q{SELECT count(*) FROM {book} WHERE no = 'moved' AND json_extract(pages, '$[0].words') = -1}), 1, 'both changes are in the document');
 	is($m->target_value(q{SELECT count(*) FROM {book} WHERE no = 'b8'}), 0, 'which has its new key');
 	is($m->sql('SELECT count(*) FROM crate_sync.failed_rows'), 0, 'none is parked');
-});
+}, but => 'standin', why => 'it does not tell the types of nested members again, as CrateDB does');
 
 done_testing();
